@@ -1,0 +1,106 @@
+# Two commands to know: make demo, make test. Both install what they need and
+# must run as root: they make network namespaces and program the kernel.
+
+GO        ?= go
+BIN       := bin/nodeproxy
+CLANG_VER := 14
+
+# Debian packages by purpose; only what is missing is installed.
+RUN_PACKAGES  := iptables iproute2
+LAB_PACKAGES  := $(RUN_PACKAGES) iperf3 curl
+TEST_PACKAGES := $(LAB_PACKAGES) conntrack git
+LINT_PACKAGES := clang-format-$(CLANG_VER)
+VM_PACKAGES   := $(TEST_PACKAGES) qemu-system-x86 busybox-static kmod
+GEN_PACKAGES  := clang-$(CLANG_VER) llvm-$(CLANG_VER) libbpf-dev libc6-dev linux-libc-dev git
+
+MODE   ?= iptables
+FUZZ   ?= 10s
+GOTEST := $(GO) test -timeout 20m
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
+
+.PHONY: build
+build: ## Build bin/nodeproxy
+	$(GO) build -o $(BIN) ./cmd/nodeproxy
+
+.PHONY: demo
+demo: root deps-lab build ## Show on this machine how Services work (MODE=iptables)
+	./$(BIN) lab demo --mode $(MODE)
+
+.PHONY: test
+test: root deps-test build test-race test-all test-fuzz ## Run every test
+
+# One package at a time: some measure times, on two cores.
+.PHONY: test-all
+test-all:
+	NODEPROXY_TEST_ROOT=1 NODEPROXY_BINARY=$(CURDIR)/$(BIN) $(GOTEST) -count=1 -p 1 ./...
+
+# The race detector on what needs no root.
+.PHONY: test-race
+test-race:
+	$(GOTEST) -race -short ./service/... ./source/... ./dataplane ./dataplane/iptables/walk/... ./lab/manifest/...
+
+.PHONY: test-fuzz
+test-fuzz: ## Run the fuzz targets for a short time each (FUZZ=10s)
+	$(GOTEST) -run '^$$' -fuzz FuzzDecode -fuzztime $(FUZZ) ./source
+
+# Stock Debian kernels, in QEMU without KVM: what only they can show.
+VM_KERNELS ?= linux-image-cloud-amd64 linux-image-6.12-cloud-amd64
+VM_TESTS   ?= ./dataplane/ebpf
+
+.PHONY: test-vm
+test-vm: root deps-vm ## Run the eBPF tests on stock Debian kernels in QEMU (VM_KERNELS, VM_TESTS)
+	$(GO) run ./netns-tests/vm $(addprefix -kernel ,$(VM_KERNELS)) $(addprefix -test ,$(VM_TESTS))
+
+.PHONY: bench-sync
+bench-sync: root deps-lab ## Measure how fast rules are written and changed
+	$(GOTEST) -run '^$$' -bench 'FullSync|Change|Connections' -benchtime 5x ./dataplane/iptables
+
+.PHONY: lint
+lint: deps-lint ## Check formatting and run go vet, staticcheck and clang-format
+	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt wants to change: $$out"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(GO) mod tidy -diff
+	@files=$$(git ls-files 'bpf/*.c' 'bpf/*.h'); test -z "$$files" || clang-format-$(CLANG_VER) --dry-run --Werror $$files
+
+.PHONY: generate
+generate: deps-gen ## Compile bpf/ and write the generated files
+	$(GO) generate ./...
+
+.PHONY: generate-check
+generate-check: generate ## Fail if the generated files are not those that are committed
+	git diff --exit-code -- '*_bpfel.go' '*_bpfel.o'
+
+.PHONY: vagrant-check
+vagrant-check: ## Validate the Vagrantfile with Debian's vagrant
+	$(call install,vagrant)
+	vagrant validate --ignore-provider
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf bin dist
+
+.PHONY: root
+root:
+	@test "$$(id -u)" = 0 || { echo "This programs the kernel and makes network namespaces: run it as root (sudo make ...)."; exit 1; }
+
+# install names the missing packages and installs them without asking.
+define install
+	@missing=; for p in $(1); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+		echo "installing Debian packages:$$missing"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+endef
+
+.PHONY: deps-lab deps-test deps-vm deps-lint deps-gen
+deps-lab: ; $(call install,$(LAB_PACKAGES))
+deps-test: ; $(call install,$(TEST_PACKAGES))
+deps-vm: ; $(call install,$(VM_PACKAGES))
+deps-lint: ; $(call install,$(LINT_PACKAGES))
+deps-gen: ; $(call install,$(GEN_PACKAGES))

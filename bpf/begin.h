@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The first packet of a flow: what becomes of it, from frontend to flow. */
+#ifndef NODEPROXY_BEGIN_H
+#define NODEPROXY_BEGIN_H
+
+/* Rereads the frontend that the packet asked for. */
+static __always_inline bool read_frontend(struct work *w)
+{
+	struct frontend *fe;
+
+	w->key.addr = w->p.t.dst;
+	w->key.port = w->p.t.dport;
+	w->key.proto = w->p.t.proto;
+	w->key.pad = 0;
+	fe = find_frontend(&w->key, false);
+	if (!fe)
+		return false;
+	w->fe = *fe;
+	return true;
+}
+
+/* Whether a connected socket of this host waits for the packet: one may have a
+ * node port's number as its own. */
+static __always_inline bool is_ours(struct __sk_buff *skb, struct work *w)
+{
+	struct bpf_sock *sk;
+	bool connected;
+
+	if (!(w->fe.flags & FRONTEND_NODEPORT) || w->p.t.proto == IPPROTO_SCTP)
+		return false;
+	if (w->p.v4) {
+		w->sock.ipv4.saddr = w->p.t.src.w[3];
+		w->sock.ipv4.daddr = w->p.t.dst.w[3];
+		w->sock.ipv4.sport = w->p.t.sport;
+		w->sock.ipv4.dport = w->p.t.dport;
+	} else {
+		__builtin_memcpy(w->sock.ipv6.saddr, &w->p.t.src, 16);
+		__builtin_memcpy(w->sock.ipv6.daddr, &w->p.t.dst, 16);
+		w->sock.ipv6.sport = w->p.t.sport;
+		w->sock.ipv6.dport = w->p.t.dport;
+	}
+	if (w->p.t.proto == IPPROTO_TCP)
+		sk = bpf_skc_lookup_tcp(skb, &w->sock,
+					w->p.v4 ? sizeof(w->sock.ipv4) : sizeof(w->sock.ipv6),
+					BPF_F_CURRENT_NETNS, 0);
+	else
+		sk = bpf_sk_lookup_udp(skb, &w->sock,
+				       w->p.v4 ? sizeof(w->sock.ipv4) : sizeof(w->sock.ipv6),
+				       BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return false;
+	connected = sk->dst_port != 0;
+	bpf_sk_release(sk);
+	return connected;
+}
+
+/* TCP gets a reset: an ICMP error that comes while the client is still in
+ * connect() is only noted, and the client waits a second to try again. */
+static __always_inline int reject(struct __sk_buff *skb, struct work *w)
+{
+	count(REASON_NO_ENDPOINTS, w->p.total);
+	count_service(w->fe.service, false);
+	if (w->p.t.proto == IPPROTO_TCP && w->p.saw == FRAGMENT_NONE)
+		return answer_reset(skb, w);
+	return answer_icmp(skb, w, ANSWER_PORT_UNREACHABLE, 0);
+}
+
+/* TCP to a frontend without a flow. A hang is worse than a reset. */
+static __always_inline int unknown_flow(struct __sk_buff *skb, struct work *w)
+{
+	struct node *n = node_facts();
+
+	if (n && n->flags & NODE_PASS_UNKNOWN)
+		return NEXT; /* of the mode that this one took over from */
+	count(REASON_UNKNOWN_FLOW, w->p.total);
+	return answer_reset(skb, w);
+}
+
+/*
+ * Decides on the source of the flow and inserts it. w->to comes with the
+ * backend as its destination, w->fib with the way there.
+ */
+static __always_inline enum reason make_flow(struct __sk_buff *skb, struct work *w, enum way way,
+					     __u8 route)
+{
+	const struct addr *own;
+	enum insert done;
+
+	__builtin_memset(&w->flow, 0, sizeof(w->flow));
+	w->flow.service = w->fe.service;
+	w->flow.epoch = service_epoch(w->fe.service);
+	/* A backend on this host answers from here, and hairpin cannot be. What
+	 * this host sends has its address already. */
+	if (way != WAY_LOCAL && (route & ROUTE_MASQUERADE || same_addr(&w->p.t.src, &w->to.dst)) &&
+	    !(address_flags(&w->p.t.src) & ADDRESS_LOCAL)) {
+		own = masquerade_address(w->fib.ifindex, w->p.v4);
+		if (!own)
+			return REASON_NO_SOURCE;
+		w->to.src = *own;
+		done = take_port(skb, w);
+	} else {
+		done = insert_reply(w, true);
+		if (done == INSERT_TAKEN) /* two frontends, one backend, one client port */
+			done = take_port(skb, w);
+	}
+	if (done == INSERTED)
+		done = insert_forward(w);
+	if (done == INSERTED)
+		return REASON_FORWARDED;
+	return done == INSERT_TAKEN ? REASON_PORTS_EXHAUSTED : REASON_FLOWS_FULL;
+}
+
+static __always_inline bool pick_backend(struct work *w, __u8 route)
+{
+	if (pick(&w->fe, route, &w->p.t.src, &w->be))
+		return true;
+	return read_frontend(w) && pick(&w->fe, route, &w->p.t.src, &w->be);
+}
+
+static __always_inline int translate(struct __sk_buff *skb, struct work *w, __u8 route)
+{
+	enum reason reason;
+	enum way way;
+
+	if (!pick_backend(w, route))
+		return drop(REASON_NO_BACKEND, &w->p);
+	w->to.src = w->p.t.src;
+	w->to.dst = w->be.addr;
+	w->to.sport = w->p.t.sport;
+	w->to.dport = w->be.port;
+	w->to.proto = w->p.t.proto;
+	w->to.pad[0] = 0;
+	w->to.pad[1] = 0;
+	w->to.pad[2] = 0;
+	if (w->to.proto == IPPROTO_SCTP && w->to.dport != w->p.t.dport)
+		return drop(REASON_SCTP_PORT, &w->p);
+	way = find_way(skb, w);
+	if (!may_go(w, way))
+		return refuse_way(skb, w, way);
+	reason = make_flow(skb, w, way, route);
+	if (reason != REASON_FORWARDED) {
+		count_service(w->fe.service, false);
+		return drop(reason, &w->p);
+	}
+	count_service(w->fe.service, true);
+	if (w->p.saw == FRAGMENT_FIRST)
+		remember_fragment(w);
+	return go(skb, w, way);
+}
+
+/* The first packet to the frontend in w->fe. */
+static __always_inline int begin(struct __sk_buff *skb, struct work *w)
+{
+	enum source source;
+	__u8 route;
+
+	if (w->p.t.proto == IPPROTO_TCP && !is_syn(&w->p)) {
+		if (is_ours(skb, w))
+			return NEXT;
+		return unknown_flow(skb, w);
+	}
+	if (w->p.t.proto == IPPROTO_UDP && is_ours(skb, w))
+		return NEXT;
+	if (w->fe.flags & FRONTEND_FILTERED && !in_ranges(&w->fe, &w->p.t.src)) {
+		count_service(w->fe.service, false);
+		return drop(REASON_SOURCE_RANGE, &w->p);
+	}
+	source = source_of(&w->p.t.src, w->egress ? 0 : skb->ifindex);
+	if (source == FROM_NODE && !w->egress)
+		return NEXT; /* a forged source: the stack knows what to do */
+	route = w->fe.route[source == FROM_POD ? 0 : source == FROM_NODE ? 1 : 2];
+	switch (route & ROUTE_ACTION) {
+	case ROUTE_TRANSLATE:
+		return translate(skb, w, route);
+	case ROUTE_REJECT:
+		return reject(skb, w);
+	}
+	count_service(w->fe.service, false);
+	return drop(REASON_POLICY, &w->p);
+}
+
+/* A later fragment of a datagram whose first was not seen. */
+static __always_inline int orphan_fragment(struct work *w)
+{
+	__u32 flags = address_flags(&w->p.t.dst);
+
+	if (flags & ADDRESS_VIP)
+		return drop(REASON_FRAGMENT_ORPHAN, &w->p);
+	if (flags & ADDRESS_LOCAL && !w->egress)
+		count(REASON_FRAGMENT_PASSED, w->p.total);
+	return NEXT;
+}
+
+#endif

@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The table of flows: two halves for each, made, kept and deleted as a pair. */
+#ifndef NODEPROXY_FLOW_H
+#define NODEPROXY_FLOW_H
+
+/* A half's last-seen is written, and its peer looked at, at most this often. */
+#define TOUCH_INTERVAL 1000000000ULL
+
+/* What an error quotes. */
+struct quote {
+	struct tuple t;
+	__u32 l3, l4; /* offsets */
+	__u16 check;  /* of UDP */
+};
+
+/*
+ * What one packet needs besides its bytes. Too large for the stack, so it is
+ * one element per CPU: programs at tc run with bottom halves off, and never
+ * inside each other.
+ */
+struct work {
+	struct packet p;
+	struct tuple to;   /* what the packet becomes */
+	struct tuple peer; /* key of the other half */
+	struct flow flow;  /* a half about to be inserted */
+	struct frontend_key key;
+	struct frontend fe;
+	struct backend be;
+	struct bpf_fib_lookup fib;
+	struct bpf_sock_tuple sock;
+	struct fragment_key fragment;
+	struct quote quote; /* in the ICMP error at hand */
+	struct tuple inner; /* what it becomes */
+	__u32 quoted[32];   /* by an ICMP error that is made here */
+	bool egress;        /* at egress, where only what this host sends is looked at */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(key_size, 4);
+	__uint(value_size, sizeof(struct work)); /* no type: Go has no use for it */
+	__uint(max_entries, 1);
+} scratch SEC(".maps");
+
+static __always_inline struct work *get_work(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&scratch, &zero);
+}
+
+/* Fills in w->peer and w->flow with the other half of f, whose key is key. */
+static __always_inline void other_half(struct work *w, const struct tuple *key,
+				       const struct flow *f)
+{
+	__builtin_memset(&w->flow, 0, sizeof(w->flow));
+	reverse(&w->peer, &f->to);
+	reverse(&w->flow.to, key);
+	w->flow.service = f->service;
+	w->flow.epoch = f->epoch;
+	w->flow.flags = (f->flags ^ FLOW_REPLY) & ~FLOW_LASTING;
+}
+
+/* Deletes both halves, the forward one first: while one half is left it is the
+ * one that keeps replies from leaving untranslated. */
+static __always_inline void forget(struct work *w, const struct tuple *key, const struct flow *f)
+{
+	reverse(&w->peer, &f->to);
+	bpf_map_delete_elem(&flows, key);
+	bpf_map_delete_elem(&flows, &w->peer);
+}
+
+/*
+ * Makes the other half again if it is gone. False if its key is now another
+ * flow's: this half is then dead.
+ */
+static __always_inline bool check_peer(struct work *w, const struct flow *f, __u64 now)
+{
+	struct flow *peer;
+
+	other_half(w, &w->p.t, f);
+	peer = bpf_map_lookup_elem(&flows, &w->peer);
+	if (peer)
+		return same_tuple(&peer->to, &w->flow.to);
+	w->flow.seen = now;
+	w->flow.tcp = TCP_SEEN_ACK;
+	if (bpf_map_update_elem(&flows, &w->peer, &w->flow, BPF_NOEXIST) == 0)
+		count(REASON_FLOW_REBUILT, 0);
+	return true;
+}
+
+/* Whether the backend of a flow still serves; asks members only after a change. */
+static __always_inline bool still_serves(struct flow *f)
+{
+	__u32 epoch = service_epoch(f->service);
+
+	if (f->epoch == epoch)
+		return true;
+	if (!(member_flags(f->service, &f->to.dst, f->to.dport) & MEMBER_SERVING))
+		return false;
+	f->epoch = epoch;
+	return true;
+}
+
+/* A SYN on a known flow: is it a retransmission, or a new connection that
+ * reuses the port? */
+static __always_inline bool syn_continues(struct work *w, struct flow *f)
+{
+	struct flow *peer;
+	__u8 both, either;
+
+	reverse(&w->peer, &f->to);
+	peer = bpf_map_lookup_elem(&flows, &w->peer);
+	either = f->tcp | (peer ? peer->tcp : 0);
+	both = f->tcp & (peer ? peer->tcp : 0);
+	if (either & TCP_SEEN_RST || both & TCP_SEEN_FIN)
+		return false;
+	return still_serves(f);
+}
+
+/*
+ * Notes the packet on its flow. False: the flow is over and was deleted, and
+ * the packet begins a new one.
+ */
+static __always_inline bool keep_flow(struct work *w, struct flow *f)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct packet *p = &w->p;
+	__u8 flags = p->tcp_flags;
+	bool alive = true;
+
+	if (!(f->flags & FLOW_REPLY)) {
+		if (p->t.proto == IPPROTO_UDP)
+			alive = still_serves(f);
+		else if ((flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+			alive = syn_continues(w, f);
+	}
+	if (flags & (TCP_FIN | TCP_RST))
+		f->tcp |=
+		    (flags & TCP_FIN ? TCP_SEEN_FIN : 0) | (flags & TCP_RST ? TCP_SEEN_RST : 0);
+	else if ((flags & (TCP_SYN | TCP_ACK)) == TCP_ACK && !(f->tcp & TCP_SEEN_ACK))
+		f->tcp |= TCP_SEEN_ACK;
+	if (alive && now - f->seen > TOUCH_INTERVAL) {
+		alive = check_peer(w, f, now);
+		if (f->seen)
+			f->flags |= FLOW_LASTING;
+		f->seen = now;
+	}
+	if (!alive)
+		forget(w, &p->t, f);
+	return alive;
+}
+
+/*
+ * What updating a map says is kept in an int: before Linux 6.4 the functions of
+ * maps return one, the verifier calls them directly, and the upper half of the
+ * register is zero, so that -EEXIST as a long is no -EEXIST.
+ */
+enum insert { INSERTED, INSERT_TAKEN, INSERT_FULL };
+
+/* A question and an answer by UDP: over when nothing came for a while. */
+#define ONE_SHOT_IDLE 5000000000ULL
+
+static __always_inline bool is_over(const struct tuple *key, const struct flow *f,
+				    const struct flow *reply)
+{
+	__u64 seen = f->seen > reply->seen ? f->seen : reply->seen;
+
+	if (key->proto == IPPROTO_UDP)
+		return !(f->flags & FLOW_LASTING) &&
+		       bpf_ktime_get_coarse_ns() - seen > ONE_SHOT_IDLE;
+	return (f->tcp | reply->tcp) & TCP_SEEN_RST || f->tcp & reply->tcp & TCP_SEEN_FIN;
+}
+
+/*
+ * Deletes the flow whose reply half is at w->peer if it is over. Without this
+ * no more flows could be begun to a backend than there are masquerade ports, in
+ * the time that finished flows are kept.
+ */
+static __always_inline bool reclaim(struct work *w, const struct flow *reply)
+{
+	struct tuple forward;
+	struct flow *f;
+
+	reverse(&forward, &reply->to);
+	f = bpf_map_lookup_elem(&flows, &forward);
+	if (!f || !is_over(&forward, f, reply))
+		return false;
+	bpf_map_delete_elem(&flows, &forward);
+	bpf_map_delete_elem(&flows, &w->peer);
+	return true;
+}
+
+/*
+ * Inserts the reply half of the flow p.t -> to, so that a reply finds it from
+ * the first packet on. INSERT_TAKEN: its key is another flow's.
+ */
+static __always_inline enum insert insert_reply(struct work *w, bool may_reclaim)
+{
+	struct flow *there;
+	int err; /* not long, see enum insert */
+
+	reverse(&w->peer, &w->to);
+	reverse(&w->flow.to, &w->p.t);
+	w->flow.flags |= FLOW_REPLY;
+	w->flow.seen = 0;
+	err = bpf_map_update_elem(&flows, &w->peer, &w->flow, BPF_NOEXIST);
+	if (err == 0)
+		return INSERTED;
+	if (err != -EEXIST)
+		return INSERT_FULL;
+	/* The same flow's, from another CPU or as an orphan: as good as ours. */
+	there = bpf_map_lookup_elem(&flows, &w->peer);
+	if (there && same_tuple(&there->to, &w->flow.to))
+		return INSERTED;
+	if (!there || !may_reclaim || !reclaim(w, there))
+		return INSERT_TAKEN;
+	err = bpf_map_update_elem(&flows, &w->peer, &w->flow, BPF_NOEXIST);
+	return err == 0 ? INSERTED : err == -EEXIST ? INSERT_TAKEN : INSERT_FULL;
+}
+
+/* Inserts the forward half. Whoever loses a race takes the winner's backend. */
+static __always_inline enum insert insert_forward(struct work *w)
+{
+	struct flow *winner;
+	int err; /* not long, see enum insert */
+
+	w->flow.to = w->to;
+	w->flow.flags &= ~FLOW_REPLY;
+	w->flow.seen = bpf_ktime_get_coarse_ns();
+	err = bpf_map_update_elem(&flows, &w->p.t, &w->flow, BPF_NOEXIST);
+	if (err == 0) {
+		bpf_map_update_elem(&pairs, &w->p.t, &w->peer, BPF_ANY);
+		bpf_map_update_elem(&pairs, &w->peer, &w->p.t, BPF_ANY);
+		count(REASON_FLOW_NEW, w->p.total);
+		return INSERTED;
+	}
+	winner = err == -EEXIST ? bpf_map_lookup_elem(&flows, &w->p.t) : NULL;
+	if (winner && same_tuple(&winner->to, &w->to))
+		return INSERTED;
+	bpf_map_delete_elem(&flows, &w->peer);
+	if (!winner)
+		return INSERT_FULL;
+	w->to = winner->to;
+	return INSERTED;
+}
+
+/* Ports of a later fragment, from the first one. */
+static __always_inline bool recall_fragment(struct work *w)
+{
+	struct fragment *f;
+
+	w->fragment.src = w->p.t.src;
+	w->fragment.dst = w->p.t.dst;
+	w->fragment.id = w->p.fragment_id;
+	w->fragment.proto = w->p.t.proto;
+	f = bpf_map_lookup_elem(&fragments, &w->fragment);
+	if (!f)
+		return false;
+	w->p.t.sport = f->sport;
+	w->p.t.dport = f->dport;
+	return true;
+}
+
+static __always_inline void remember_fragment(struct work *w)
+{
+	struct fragment f = {.sport = w->p.t.sport, .dport = w->p.t.dport};
+
+	w->fragment.src = w->p.t.src;
+	w->fragment.dst = w->p.t.dst;
+	w->fragment.id = w->p.fragment_id;
+	w->fragment.proto = w->p.t.proto;
+	bpf_map_update_elem(&fragments, &w->fragment, &f, BPF_ANY);
+}
+
+#endif

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Every map. Sizes are Go's to set; those here are the smallest that load. */
+#ifndef NODEPROXY_MAPS_H
+#define NODEPROXY_MAPS_H
+
+#define MAP(kind, name, k, v, size, opts)                                                          \
+	struct {                                                                                   \
+		__uint(type, kind);                                                                \
+		__type(key, k);                                                                    \
+		__type(value, v);                                                                  \
+		__uint(max_entries, size);                                                         \
+		__uint(map_flags, opts);                                                           \
+	} name SEC(".maps")
+
+/* Written by Go, read by the programs. */
+MAP(BPF_MAP_TYPE_HASH, frontends, struct frontend_key, struct frontend, 1024, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_HASH, backends, struct backend_key, struct backend, 1024, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_HASH, members, struct member_key, __u32, 1024, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_LPM_TRIE, source_ranges, struct range_key, __u32, 1024, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_HASH, addresses, struct addr, __u32, 1024, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_HASH, interfaces, __u32, struct interface, 1024, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_ARRAY, services, __u32, struct service, 1024, 0);
+MAP(BPF_MAP_TYPE_ARRAY, node, __u32, struct node, 1, 0);
+/* By port number, host order: most packets that are no service's end here. */
+MAP(BPF_MAP_TYPE_ARRAY, ports, __u32, __u32, 65536, 0);
+
+/* Written by the programs. */
+MAP(BPF_MAP_TYPE_HASH, flows, struct tuple, struct flow, 1024, 0);
+/* A flow's key in one direction -> in the other; a hint for when a half is lost. */
+MAP(BPF_MAP_TYPE_LRU_HASH, pairs, struct tuple, struct tuple, 1024, 0);
+MAP(BPF_MAP_TYPE_LRU_HASH, affinities, struct affinity_key, struct affinity, 1024, 0);
+MAP(BPF_MAP_TYPE_LRU_HASH, fragments, struct fragment_key, struct fragment, 1024, 0);
+MAP(BPF_MAP_TYPE_ARRAY, service_counts, __u32, struct service_stats, 1024, 0);
+MAP(BPF_MAP_TYPE_PERCPU_ARRAY, metrics, __u32, struct metric, REASONS, 0);
+
+/* Dies with the socket, so nothing needs to collect it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct socket);
+} sockets SEC(".maps");
+
+static __always_inline void count(enum reason reason, __u32 bytes)
+{
+	__u32 key = reason;
+	struct metric *m = bpf_map_lookup_elem(&metrics, &key);
+
+	if (m) {
+		m->packets++;
+		m->bytes += bytes;
+	}
+}
+
+static __always_inline void count_service(__u32 id, bool translated)
+{
+	struct service_stats *s = bpf_map_lookup_elem(&service_counts, &id);
+
+	if (!s)
+		return;
+	if (translated)
+		__sync_fetch_and_add(&s->translated, 1);
+	else
+		__sync_fetch_and_add(&s->refused, 1);
+}
+
+#endif

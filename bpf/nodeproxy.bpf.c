@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* The programs: entry points only. doc.go in dataplane/ebpf says how they share the work. */
+#include <stddef.h>
+#include <stdbool.h>
+#include <linux/types.h>
+#include <linux/bpf.h>
+#include <linux/errno.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/in6.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/pkt_cls.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+
+#define AF_INET 2
+#define AF_INET6 10
+
+#include "types.h"
+#include "drop.h"
+#include "config.h"
+#include "maps.h"
+#include "packet.h"
+#include "lookup.h"
+#include "flow.h"
+#include "nat.h"
+#include "icmp.h"
+#include "answer.h"
+#include "forward.h"
+#include "begin.h"
+#include "lost.h"
+#include "sock.h"
+#include "gone.h"
+#include "collect.h"
+
+static __noinline int handle(struct __sk_buff *skb, __u32 l3, bool egress)
+{
+	struct work *w = get_work();
+	struct flow *f;
+
+	/* A tagged packet belongs to the VLAN's own interface. */
+	if (!w || skb->vlan_present || !parse(skb, &w->p, l3))
+		return NEXT;
+	w->egress = egress;
+	if (!port_bit(w->p.t.proto))
+		return no_ports(skb, w);
+	if (w->p.saw == FRAGMENT_LATER && !recall_fragment(w))
+		return orphan_fragment(w);
+	f = bpf_map_lookup_elem(&flows, &w->p.t);
+	if (f && f->flags & FLOW_FOREIGN)
+		return NEXT;
+	if (f && keep_flow(w, f)) {
+		w->to = f->to;
+		return deliver(skb, w);
+	}
+	if (read_frontend(w)) {
+		if (!is_syn(&w->p) && revive(w))
+			return resume(skb, w);
+		return begin(skb, w);
+	}
+	return stranger(skb, w);
+}
+
+/* Ingress of interfaces with Ethernet headers. */
+SEC("tc")
+int ingress(struct __sk_buff *skb)
+{
+	return handle(skb, ETH_HLEN, false);
+}
+
+/* Ingress of interfaces without link-layer headers: tun, ipip. */
+SEC("tc")
+int ingress_l3(struct __sk_buff *skb)
+{
+	return handle(skb, 0, false);
+}
+
+/*
+ * Egress sees the one kind of packet that enters by no interface: what this
+ * host sends. Replies of backends in its own network get their source here, and
+ * sockets that no socket program saw are translated. What is only forwarded has
+ * an ingress interface and passes after one comparison.
+ */
+SEC("tc")
+int egress(struct __sk_buff *skb)
+{
+	return skb->ingress_ifindex ? NEXT : handle(skb, ETH_HLEN, true);
+}
+
+SEC("tc")
+int egress_l3(struct __sk_buff *skb)
+{
+	return skb->ingress_ifindex ? NEXT : handle(skb, 0, true);
+}
+
+SEC("cgroup/connect4")
+int connect4(struct bpf_sock_addr *ctx)
+{
+	struct call c = {};
+	struct backend be = {};
+	int verdict;
+
+	if (!translate_sockets || !ctx->sk)
+		return 1;
+	disconnect(ctx);
+	read_call4(ctx, &c);
+	c.host = bpf_get_netns_cookie(ctx) == host_netns;
+	if (ctx->sk->src_ip4)
+		map_v4(&c.source, ctx->sk->src_ip4);
+	if (port_is_bound(ctx) && !is_loopback(&c.addr))
+		return 1;
+	verdict = decide(ctx, &c, &be, true);
+	if (verdict == VERDICT_TRANSLATE)
+		write_call4(ctx, &be.addr, be.port);
+	return conclude(verdict);
+}
+
+SEC("cgroup/connect6")
+int connect6(struct bpf_sock_addr *ctx)
+{
+	struct call c = {};
+	struct backend be = {};
+	int verdict;
+
+	if (!translate_sockets || !ctx->sk)
+		return 1;
+	disconnect(ctx);
+	read_call6(ctx, &c);
+	c.host = bpf_get_netns_cookie(ctx) == host_netns;
+	c.source.w[0] = ctx->sk->src_ip6[0];
+	c.source.w[1] = ctx->sk->src_ip6[1];
+	c.source.w[2] = ctx->sk->src_ip6[2];
+	c.source.w[3] = ctx->sk->src_ip6[3];
+	if (port_is_bound(ctx) && !is_loopback(&c.addr))
+		return 1;
+	verdict = decide(ctx, &c, &be, true);
+	if (verdict == VERDICT_TRANSLATE)
+		write_call6(ctx, &be.addr, be.port);
+	return conclude(verdict);
+}
+
+SEC("cgroup/sendmsg4")
+int sendmsg4(struct bpf_sock_addr *ctx)
+{
+	struct call c = {};
+	struct backend be = {};
+	int verdict;
+
+	if (!translate_sockets || !ctx->sk)
+		return 1;
+	read_call4(ctx, &c);
+	c.host = bpf_get_netns_cookie(ctx) == host_netns;
+	if (ctx->msg_src_ip4)
+		map_v4(&c.source, ctx->msg_src_ip4);
+	verdict = decide(ctx, &c, &be, false);
+	if (verdict == VERDICT_TRANSLATE)
+		write_call4(ctx, &be.addr, be.port);
+	return conclude(verdict);
+}
+
+SEC("cgroup/sendmsg6")
+int sendmsg6(struct bpf_sock_addr *ctx)
+{
+	struct call c = {};
+	struct backend be = {};
+	int verdict;
+
+	if (!translate_sockets || !ctx->sk)
+		return 1;
+	read_call6(ctx, &c);
+	c.host = bpf_get_netns_cookie(ctx) == host_netns;
+	c.source.w[0] = ctx->msg_src_ip6[0];
+	c.source.w[1] = ctx->msg_src_ip6[1];
+	c.source.w[2] = ctx->msg_src_ip6[2];
+	c.source.w[3] = ctx->msg_src_ip6[3];
+	verdict = decide(ctx, &c, &be, false);
+	if (verdict == VERDICT_TRANSLATE)
+		write_call6(ctx, &be.addr, be.port);
+	return conclude(verdict);
+}
+
+SEC("cgroup/recvmsg4")
+int recvmsg4(struct bpf_sock_addr *ctx)
+{
+	struct call c = {};
+
+	read_call4(ctx, &c);
+	if (ctx->sk && restore(ctx, &c, false))
+		write_call4(ctx, &c.addr, c.port);
+	return 1;
+}
+
+SEC("cgroup/recvmsg6")
+int recvmsg6(struct bpf_sock_addr *ctx)
+{
+	struct call c = {};
+
+	read_call6(ctx, &c);
+	if (ctx->sk && restore(ctx, &c, false))
+		write_call6(ctx, &c.addr, c.port);
+	return 1;
+}
+
+SEC("cgroup/getpeername4")
+int getpeername4(struct bpf_sock_addr *ctx)
+{
+	struct call c = {};
+
+	if (ctx->sk && restore(ctx, &c, true))
+		write_call4(ctx, &c.addr, c.port);
+	return 1;
+}
+
+SEC("cgroup/getpeername6")
+int getpeername6(struct bpf_sock_addr *ctx)
+{
+	struct call c = {};
+
+	if (ctx->sk && restore(ctx, &c, true))
+		write_call6(ctx, &c.addr, c.port);
+	return 1;
+}
+
+/* Deletes flows whose time is over. Run from Go: deciding and deleting in the
+ * kernel leaves no time in which a flow could come back to life between. */
+SEC("syscall")
+int collect(struct collection *c)
+{
+	struct collection pass = *c; /* a callback's argument has to be on the stack */
+
+	if (!pass.now)
+		pass.now = bpf_ktime_get_ns();
+	bpf_for_each_map_elem(&flows, collect_one, &pass, 0);
+	c->flows = pass.flows;
+	c->deleted = pass.deleted;
+	return 0;
+}
+
+/* Reading this iterator over the sockets map lists sockets to be ended. */
+SEC("iter/bpf_sk_storage_map")
+int list_gone(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	write_if_gone(ctx);
+	return 0;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

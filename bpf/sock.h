@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Sockets are translated when they connect or send, so that no packet of theirs
+ * needs it. A socket's source is not known yet then. So whatever depends on it
+ * is left to the packet path unless the source is known: session affinity,
+ * source ranges, masquerading, and a source port that was chosen by the
+ * application (two destinations may share a backend).
+ */
+#ifndef NODEPROXY_SOCK_H
+#define NODEPROXY_SOCK_H
+
+/* A socket call's address argument, of either family. */
+struct call {
+	struct addr addr;
+	struct addr source; /* zero: not known */
+	__u16 port;         /* network */
+	__u8 proto;
+	bool host; /* a socket of the node's namespace, not of a Pod's */
+};
+
+static __always_inline void read_call4(struct bpf_sock_addr *ctx, struct call *c)
+{
+	map_v4(&c->addr, ctx->user_ip4);
+	c->port = ctx->user_port;
+	c->proto = ctx->protocol;
+}
+
+static __always_inline void read_call6(struct bpf_sock_addr *ctx, struct call *c)
+{
+	c->addr.w[0] = ctx->user_ip6[0];
+	c->addr.w[1] = ctx->user_ip6[1];
+	c->addr.w[2] = ctx->user_ip6[2];
+	c->addr.w[3] = ctx->user_ip6[3];
+	c->port = ctx->user_port;
+	c->proto = ctx->protocol;
+}
+
+static __always_inline void write_call4(struct bpf_sock_addr *ctx, const struct addr *a, __u16 port)
+{
+	ctx->user_ip4 = a->w[3];
+	ctx->user_port = port;
+}
+
+static __always_inline void write_call6(struct bpf_sock_addr *ctx, const struct addr *a, __u16 port)
+{
+	ctx->user_ip6[0] = a->w[0];
+	ctx->user_ip6[1] = a->w[1];
+	ctx->user_ip6[2] = a->w[2];
+	ctx->user_ip6[3] = a->w[3];
+	ctx->user_port = port;
+}
+
+/* What the socket was last told about this destination, if it still holds. */
+static __always_inline struct translation *known(struct socket *s, const struct call *c)
+{
+	for (int i = 0; i < SOCKET_TRANSLATIONS; i++) {
+		struct translation *t = &s->last[i];
+		__u32 epoch;
+
+		if (t->asked_port != c->port || !t->asked_port || !same_addr(&t->asked, &c->addr))
+			continue;
+		epoch = service_epoch(t->service);
+		if (t->epoch != epoch &&
+		    !(member_flags(t->service, &t->backend, t->backend_port) & MEMBER_SERVING))
+			return NULL;
+		t->epoch = epoch;
+		return t;
+	}
+	return NULL;
+}
+
+/* Notes in the socket's storage what was chosen for it. */
+static __always_inline bool note(struct socket *s, const struct call *c, const struct frontend *fe,
+				 const struct backend *be, bool connect)
+{
+	struct translation *t;
+	__u32 i = s->next;
+
+	/* The same destination, or one that answers from the same address, does
+	 * not take a second place. */
+	for (int j = 0; j < SOCKET_TRANSLATIONS; j++) {
+		t = &s->last[j];
+		if (t->asked_port == c->port && same_addr(&t->asked, &c->addr))
+			i = j;
+	}
+	if (i >= SOCKET_TRANSLATIONS)
+		i = 0;
+	t = &s->last[i];
+	t->asked = c->addr;
+	t->asked_port = c->port;
+	t->backend = be->addr;
+	t->backend_port = be->port;
+	t->service = fe->service;
+	t->epoch = service_epoch(fe->service);
+	if (i == s->next)
+		s->next = (i + 1) % SOCKET_TRANSLATIONS;
+	if (connect)
+		s->peer = i + 1;
+	return true;
+}
+
+/* The route for a socket call, and *client with the address that counts as its
+ * client's. False: the packet path has to decide. */
+static __always_inline bool socket_route(const struct call *c, const struct frontend *fe,
+					 bool loopback, struct addr *client, __u8 *route)
+{
+	struct node *n = node_facts();
+	bool v4 = is_v4(&c->addr);
+	bool detects;
+
+	if (!n)
+		return false;
+	*client = c->source;
+	if (c->host) {
+		*route = fe->route[FROM_NODE];
+		if (is_zero(client))
+			*client = loopback ? c->addr : v4 ? n->address[0] : n->address[1];
+	} else {
+		detects = n->flags & (v4 ? NODE_DETECTS4 : NODE_DETECTS6);
+		*route = detects ? fe->route[FROM_POD] : fe->route[FROM_OUTSIDE];
+		if (*route & ROUTE_MASQUERADE)
+			return false;
+	}
+	if (fe->flags & (FRONTEND_FILTERED | FRONTEND_AFFINITY) && is_zero(client))
+		return false;
+	if (fe->flags & FRONTEND_FILTERED && !in_ranges(fe, client))
+		return false;
+	return (*route & ROUTE_ACTION) != ROUTE_DROP;
+}
+
+enum verdict { VERDICT_ASIDE, VERDICT_TRANSLATE, VERDICT_REFUSE, VERDICT_NONE };
+
+/* Decides a connect or send; for VERDICT_TRANSLATE *be is where it goes. */
+static __noinline int decide(struct bpf_sock_addr *ctx, struct call *c, struct backend *be,
+			     bool connect)
+{
+	struct frontend_key key = {};
+	struct frontend fe, *found;
+	struct addr client;
+	struct translation *t;
+	struct socket *s;
+	bool loopback;
+	__u8 route;
+
+	if (!c || !be)
+		return VERDICT_NONE;
+	key.addr = c->addr;
+	key.port = c->port;
+	key.proto = c->proto;
+	loopback = c->host && is_loopback(&c->addr);
+	if (loopback) {
+		struct node *n = node_facts();
+
+		if (!n || !(n->flags & (is_v4(&c->addr) ? NODE_LOOPBACK4 : NODE_LOOPBACK6)))
+			return VERDICT_NONE;
+	}
+	found = find_frontend(&key, loopback);
+	if (!found)
+		return VERDICT_NONE;
+	fe = *found;
+	if (!socket_route(c, &fe, loopback, &client, &route))
+		return VERDICT_ASIDE;
+	if ((route & ROUTE_ACTION) == ROUTE_REJECT)
+		return VERDICT_REFUSE;
+	s = bpf_sk_storage_get(&sockets, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!s)
+		return VERDICT_ASIDE; /* without it the reply could not be told apart */
+	t = connect ? NULL : known(s, c);
+	if (t) {
+		be->addr = t->backend;
+		be->port = t->backend_port;
+		return VERDICT_TRANSLATE;
+	}
+	if (!pick(&fe, route, &client, be)) {
+		found = find_frontend(&key, true);
+		if (!found)
+			return VERDICT_ASIDE;
+		fe = *found;
+		if (!pick(&fe, route, &client, be))
+			return VERDICT_ASIDE;
+	}
+	s->cookie = bpf_get_netns_cookie(ctx);
+	note(s, c, &fe, be, connect);
+	count_service(fe.service, true);
+	return VERDICT_TRANSLATE;
+}
+
+/* The result of a hook: 1 lets the call go on. */
+static __always_inline int conclude(int verdict)
+{
+	switch (verdict) {
+	case VERDICT_TRANSLATE:
+		count(REASON_SOCKET_TRANSLATED, 0);
+		break;
+	case VERDICT_ASIDE:
+		count(REASON_SOCKET_ASIDE, 0);
+		break;
+	case VERDICT_REFUSE:
+		count(REASON_SOCKET_REFUSED, 0);
+		bpf_set_retval(-ECONNREFUSED);
+		return 0;
+	}
+	return 1;
+}
+
+/* Whether the application chose the socket's source port. */
+static __always_inline bool port_is_bound(struct bpf_sock_addr *ctx)
+{
+	return ctx->protocol == IPPROTO_TCP && ctx->sk && ctx->sk->src_port;
+}
+
+/* Forgets what a socket was connected to: it is about to be connected anew. */
+static __always_inline void disconnect(struct bpf_sock_addr *ctx)
+{
+	struct socket *s = bpf_sk_storage_get(&sockets, ctx->sk, 0, 0);
+
+	if (s)
+		s->peer = 0;
+}
+
+/* Replaces a backend's address by the one that the application named. */
+static __always_inline bool restore(struct bpf_sock_addr *ctx, struct call *c, bool peer)
+{
+	struct socket *s = bpf_sk_storage_get(&sockets, ctx->sk, 0, 0);
+	__u32 i;
+
+	if (!s)
+		return false;
+	if (peer) {
+		i = s->peer - 1;
+		if (i >= SOCKET_TRANSLATIONS)
+			return false;
+		c->addr = s->last[i].asked;
+		c->port = s->last[i].asked_port;
+		return true;
+	}
+	for (i = 0; i < SOCKET_TRANSLATIONS; i++) {
+		struct translation *t = &s->last[i];
+
+		if (t->backend_port == c->port && same_addr(&t->backend, &c->addr)) {
+			c->addr = t->asked;
+			c->port = t->asked_port;
+			return true;
+		}
+	}
+	return false;
+}
+
+#endif

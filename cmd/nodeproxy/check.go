@@ -1,0 +1,102 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
+
+	"github.com/nodeproxy/nodeproxy/dataplane/ebpf"
+)
+
+// feature is one line of nodeproxy check, as scripts read it.
+type feature struct {
+	Name     string `json:"name"`
+	Present  bool   `json:"present"`
+	Required bool   `json:"required"`
+	Fallback string `json:"fallback,omitempty"`
+	Error    string `json:"error,omitempty"`
+}
+
+var errNotReady = errors.New("this kernel lacks what ebpf mode needs: use --mode iptables")
+
+func newCheckCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Ask the kernel for everything that ebpf mode uses",
+		Long: `Ask the kernel for everything that ebpf mode uses, and say what will be used,
+what stands in for what is missing, and what is missing for good. The exit status
+is 0 if ebpf mode works here.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := requireRoot("nodeproxy check"); err != nil {
+				return err
+			}
+			return check(cmd.OutOrStdout(), output)
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "", "json or yaml, for scripts")
+	return cmd
+}
+
+func check(w io.Writer, output string) error {
+	var features []feature
+	ready := true
+	for _, f := range ebpf.Probe() {
+		one := feature{Name: f.Name, Present: f.Present, Required: f.Required, Fallback: f.Fallback}
+		if f.Err != nil {
+			one.Error = f.Err.Error()
+		}
+		features = append(features, one)
+		ready = ready && (f.Present || !f.Required)
+	}
+	if err := printFeatures(w, output, features); err != nil {
+		return err
+	}
+	if !ready {
+		return errNotReady
+	}
+	return nil
+}
+
+func printFeatures(w io.Writer, output string, features []feature) error {
+	var data []byte
+	var err error
+	switch output {
+	case "json":
+		data, err = json.MarshalIndent(features, "", "  ")
+		data = append(data, '\n')
+	case "yaml":
+		data, err = yaml.Marshal(features)
+	case "":
+		return featureTable(w, features)
+	default:
+		return fmt.Errorf("--output %q: use json or yaml", output)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(data)
+	return err
+}
+
+func featureTable(w io.Writer, features []feature) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, f := range features {
+		state := "yes"
+		switch {
+		case f.Present:
+		case f.Required:
+			state = "MISSING, and needed: " + f.Error
+		default:
+			state = "no; instead: " + f.Fallback
+		}
+		fmt.Fprintf(tw, "%s\t%s\n", f.Name, state)
+	}
+	return tw.Flush()
+}

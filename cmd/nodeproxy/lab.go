@@ -1,0 +1,262 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/nodeproxy/nodeproxy/lab"
+	"github.com/nodeproxy/nodeproxy/lab/echo"
+)
+
+func newLabCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "lab",
+		Short: "A small cluster of network namespaces on this machine, to try things in",
+		Long: `A small cluster of network namespaces on this machine, to try things in.
+
+  client ── router ──┬── node-a ── pod-a1, pod-a2
+                     └── node-b ── pod-b1, pod-b2
+
+Needs root. Nothing of it is left after "nodeproxy lab down".`,
+	}
+	cmd.AddCommand(newLabUpCommand(), newLabStatusCommand(), newLabExecCommand(),
+		newLabDownCommand(), newLabDemoCommand(), newLabEchoCommand(), newLabDialerCommand(), newLabLoadCommand())
+	return cmd
+}
+
+func labNameFlag(cmd *cobra.Command, name *string) {
+	cmd.Flags().StringVar(name, "name", lab.DefaultName, "name of the lab; several can be up")
+}
+
+func modeFlag(cmd *cobra.Command, mode *string) {
+	cmd.Flags().StringVar(mode, "mode", lab.ModeIPTables, "mode of the agents: iptables or ebpf")
+}
+
+func checkMode(mode string) error {
+	if mode != lab.ModeIPTables && mode != lab.ModeEBPF {
+		return fmt.Errorf("unknown mode %q: valid are %s, %s", mode, lab.ModeIPTables, lab.ModeEBPF)
+	}
+	return nil
+}
+
+func newLabUpCommand() *cobra.Command {
+	var opts lab.Options
+	var noAgent bool
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Build a lab and start an agent on each node",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkMode(opts.Mode); err != nil {
+				return err
+			}
+			l, err := lab.Up(cmd.Context(), opts)
+			if errors.Is(err, lab.ErrExists) {
+				return fmt.Errorf("lab %q exists already; `nodeproxy lab down --name %[1]s` removes it", opts.Name)
+			}
+			if err != nil {
+				return err
+			}
+			if !noAgent {
+				if err := l.StartAgents(cmd.Context()); err != nil {
+					return errors.Join(err, l.Down())
+				}
+			}
+			fmt.Print(l.Status())
+			return nil
+		},
+	}
+	labNameFlag(cmd, &opts.Name)
+	modeFlag(cmd, &opts.Mode)
+	cmd.Flags().BoolVar(&opts.Bridge, "bridge", false, "put the Pods of a node behind a bridge, not routed veths")
+	cmd.Flags().BoolVar(&noAgent, "no-agent", false, "start no agents")
+	cmd.Flags().StringArrayVar(&opts.AgentArgs, "agent-arg", nil, "argument for the agents, such as --agent-arg=--v=2; may be repeated")
+	return cmd
+}
+
+func newLabStatusCommand() *cobra.Command {
+	var name string
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Draw a lab with its addresses and agents",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			l, err := openLab(name)
+			if err != nil {
+				return err
+			}
+			fmt.Print(l.Status())
+			return nil
+		},
+	}
+	labNameFlag(cmd, &name)
+	return cmd
+}
+
+func newLabDownCommand() *cobra.Command {
+	var name string
+	cmd := &cobra.Command{
+		Use:   "down",
+		Short: "Remove a lab, its processes too, also one that is half built",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			err := lab.Down(name)
+			if errors.Is(err, lab.ErrNotFound) {
+				return fmt.Errorf("there is no lab %q", name)
+			}
+			return err
+		},
+	}
+	labNameFlag(cmd, &name)
+	return cmd
+}
+
+func openLab(name string) (*lab.Lab, error) {
+	l, err := lab.Open(name)
+	if errors.Is(err, lab.ErrNotFound) {
+		return nil, fmt.Errorf("there is no lab %q; `nodeproxy lab up` builds one", name)
+	}
+	return l, err
+}
+
+func newLabExecCommand() *cobra.Command {
+	var name string
+	cmd := &cobra.Command{
+		Use:     "exec PLACE -- COMMAND...",
+		Short:   "Run a command in a place of a lab",
+		Example: "  nodeproxy lab exec client -- curl http://192.168.77.11:30080/",
+		Args:    cobra.MinimumNArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if _, err := lab.FindPlace(args[0]); err != nil {
+				return err
+			}
+			if os.Geteuid() != 0 {
+				return lab.ErrNotRoot
+			}
+			l, err := openLab(name)
+			if err != nil {
+				return err
+			}
+			argv := args[1:]
+			if argv[0] == "--" && len(argv) > 1 {
+				argv = argv[1:] // kept by a flag set that is not interspersed
+			}
+			return execIn(l, args[0], argv)
+		},
+	}
+	labNameFlag(cmd, &name)
+	cmd.Flags().SetInterspersed(false) // what follows PLACE is the command's
+	return cmd
+}
+
+// execIn runs a command with this process's standard streams. Its failure is
+// an exec.ExitError, from which main takes our own exit status.
+func execIn(l *lab.Lab, place string, argv []string) error {
+	// Not bound to the context: the terminal sends ^C to the command as well,
+	// and what that means is up to the command.
+	cmd := l.Command(context.Background(), place, argv...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	terminate := make(chan os.Signal, 1)
+	signal.Notify(terminate, syscall.SIGTERM)
+	defer signal.Stop(terminate)
+	go func() {
+		for range terminate {
+			_ = cmd.Process.Signal(syscall.SIGTERM) // fails if it has ended, which is what is wanted
+		}
+	}()
+	return cmd.Wait()
+}
+
+func newLabDemoCommand() *cobra.Command {
+	var opts lab.DemoOptions
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Build a lab, show what Services do in it, check every step, take it down",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkMode(opts.Lab.Mode); err != nil {
+				return err
+			}
+			opts.Out, opts.Colour = os.Stdout, isTerminal(os.Stdout) && os.Getenv("NO_COLOR") == ""
+			err := lab.Demo(cmd.Context(), opts)
+			if errors.Is(err, lab.ErrExists) {
+				return fmt.Errorf("lab %q exists already; `nodeproxy lab down --name %[1]s` removes it", opts.Lab.Name)
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&opts.Lab.Name, "name", "demo", "name of the lab that is built")
+	modeFlag(cmd, &opts.Lab.Mode)
+	cmd.Flags().BoolVar(&opts.Lab.Bridge, "bridge", false, "put the Pods of a node behind a bridge, not routed veths")
+	cmd.Flags().BoolVar(&opts.Keep, "keep", false, "leave the lab up afterwards")
+	cmd.Flags().StringArrayVar(&opts.Lab.AgentArgs, "agent-arg", nil, "argument for the agents; may be repeated")
+	return cmd
+}
+
+// isTerminal reports whether f is a terminal: a device that has modes of one.
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
+func newLabEchoCommand() *cobra.Command {
+	var name string
+	cmd := &cobra.Command{
+		Use:    "echo",
+		Short:  "Serve what a Pod of the lab serves",
+		Hidden: true, // the lab starts it
+		Args:   cobra.NoArgs,
+		RunE:   func(cmd *cobra.Command, _ []string) error { return lab.RunEcho(cmd.Context(), name) },
+	}
+	cmd.Flags().StringVar(&name, "name", "", "name to answer under")
+	return cmd
+}
+
+func newLabDialerCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    "dialer",
+		Short:  "Dial what standard input asks for",
+		Hidden: true, // the lab starts it
+		Args:   cobra.NoArgs,
+		RunE:   func(*cobra.Command, []string) error { return echo.ServeDialer(os.Stdin, os.Stdout) },
+	}
+}
+
+func newLabLoadCommand() *cobra.Command {
+	var kind, to string
+	var d time.Duration
+	cmd := &cobra.Command{
+		Use:    "load",
+		Short:  "Work against an echo server and print how much was done",
+		Hidden: true, // the lab starts it
+		Args:   cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			addr, err := netip.ParseAddrPort(to)
+			if err != nil {
+				return fmt.Errorf("--to %q: use ADDRESS:PORT", to)
+			}
+			result, err := echo.Load(echo.LoadKind(kind), addr, d)
+			if err != nil {
+				return err
+			}
+			return json.NewEncoder(cmd.OutOrStdout()).Encode(result)
+		},
+	}
+	cmd.Flags().StringVar(&kind, "kind", string(echo.Connections), "connections or requests")
+	cmd.Flags().StringVar(&to, "to", "", "address and port of the server")
+	cmd.Flags().DurationVar(&d, "duration", time.Second, "how long")
+	return cmd
+}

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/nodeproxy/nodeproxy/dataplane"
+	"github.com/nodeproxy/nodeproxy/dataplane/ebpf"
+	"github.com/nodeproxy/nodeproxy/dataplane/iptables"
+)
+
+// openDataplane sets up a mode, and what takes the node over from another.
+func openDataplane(ctx context.Context, opts *runOptions, mode string, log *slog.Logger) (dataplane.Dataplane, *handover, error) {
+	h, err := prepare(ctx, opts, mode, log)
+	if err != nil {
+		return nil, nil, err
+	}
+	if mode == modeEBPF {
+		o := opts.ebpf(log)
+		if o.PacketsOnly {
+			warnOfFilters(log)
+		}
+		o.PassUnknown = h.chains
+		dp, err := ebpf.New(o)
+		if err != nil {
+			return nil, nil, fmt.Errorf("set up ebpf mode: %w", err)
+		}
+		h.settled = func() { dp.SetPassUnknown(false) }
+		h.reserve = dp.Reserve
+		if err := h.keepPorts(); err != nil {
+			return nil, nil, errors.Join(err, dp.Close())
+		}
+		return dp, h, nil
+	}
+	dp, err := iptables.New(ctx, iptables.Options{
+		Backend: iptables.Backend(opts.backend), MasqueradeBit: opts.masqueradeBit, Instance: opts.instance, Log: log,
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("set up iptables mode: %w", err)
+	}
+	log.Info("iptables back end", "backend", string(dp.Backend()))
+	return dp, h, nil
+}
+
+// chooseMode picks ebpf where the kernel has all that it needs.
+func chooseMode(log *slog.Logger) string {
+	var missing []string
+	for _, f := range ebpf.Probe() {
+		if f.Required && !f.Present {
+			missing = append(missing, f.Name)
+		}
+	}
+	if len(missing) == 0 {
+		log.Info("mode auto: ebpf, since the kernel has all that it needs")
+		return modeEBPF
+	}
+	log.Info("mode auto: iptables, since the kernel lacks what ebpf mode needs", "missing", strings.Join(missing, ", "))
+	return modeIPTables
+}
+
+func (o *runOptions) ebpf(log *slog.Logger) ebpf.Options {
+	return ebpf.Options{
+		Instance: o.instance, CgroupPath: o.cgroup, PacketsOnly: !o.sockets, Interfaces: o.interfaces,
+		Terminate: ebpf.Terminate(o.terminate), Logger: log,
+	}
+}
+
+// warnOfFilters names the settings that keep answers from the node's own
+// processes where no socket is translated: such an answer has the Service's
+// address as its source when the stack takes it, by an interface that does not
+// lead there.
+func warnOfFilters(log *slog.Logger) {
+	settings, _ := filepath.Glob("/proc/sys/net/ipv4/conf/*/rp_filter") // the pattern is right
+	var names []string
+	for _, path := range settings {
+		value, err := os.ReadFile(path)
+		name := filepath.Base(filepath.Dir(path))
+		if err == nil && strings.TrimSpace(string(value)) != "0" && name != "default" && name != "lo" {
+			names = append(names, "net.ipv4.conf."+name+".rp_filter")
+		}
+	}
+	if len(names) > 0 {
+		log.Warn("with --sockets=false, the node's own processes get no answers from Services over IPv4 while rp_filter is on; set it to 0, for all and for each interface",
+			"settings", strings.Join(names, ","))
+	}
+}

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+)
+
+func newRootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "nodeproxy",
+		Short: "Lead the addresses of Kubernetes Services to Pods, with iptables or eBPF",
+		Long: `nodeproxy is the node agent that replaces kube-proxy: it programs the Linux
+kernel so that ClusterIP, NodePort, external and load-balancer addresses of
+Services lead to Pods, either with iptables chains or with eBPF programs.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(newRunCommand(), newCleanupCommand(), newCheckCommand(), newLabCommand(), newVersionCommand())
+	return root
+}
+
+func newVersionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			fmt.Fprintln(cmd.OutOrStdout(), versionText())
+			return nil
+		},
+	}
+}
+
+// version is set by release builds: -ldflags "-X main.version=v1.2.3".
+var version = ""
+
+func versionText() string {
+	v, goVersion := version, ""
+	if info, ok := debug.ReadBuildInfo(); ok {
+		goVersion = info.GoVersion
+		if v == "" {
+			v = info.Main.Version
+		}
+	}
+	return fmt.Sprintf("nodeproxy %s (%s)", v, goVersion)
+}
+
+func requireRoot(what string) error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("%s programs the kernel: run it as root (sudo nodeproxy ...)", what)
+	}
+	return nil
+}

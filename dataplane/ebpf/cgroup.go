@@ -1,0 +1,142 @@
+package ebpf
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// ErrNoCgroup says that no cgroup v2 hierarchy is mounted.
+var ErrNoCgroup = errors.New("no cgroup v2 mount")
+
+// findCgroup returns the mount point of the first cgroup2 mount.
+func findCgroup() (string, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return "", fmt.Errorf("find cgroup: %w", err)
+	}
+	defer f.Close()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		// id parent dev root mountpoint options... - type source options
+		before, after, ok := strings.Cut(s.Text(), " - ")
+		if fields := strings.Fields(before); ok && len(fields) > 4 && strings.HasPrefix(after, "cgroup2 ") {
+			return fields[4], nil
+		}
+	}
+	return "", ErrNoCgroup
+}
+
+// ErrNotSeen says that the socket programs do not see the agent's own calls.
+var ErrNotSeen = errors.New("socket programs do not see this process: wrong cgroup mount?")
+
+// selfTest makes a socket call that the programs must refuse. It tells nothing,
+// and is left out, if the agent itself is not below the cgroup.
+func selfTest(path string, objs *bpfObjects) error {
+	own, err := ownCgroup()
+	if err != nil || own != path && !strings.HasPrefix(own, strings.TrimSuffix(path, "/")+"/") {
+		return err
+	}
+	// TEST-NET-1 and the discard port: nobody's Service.
+	addr := netip.MustParseAddrPort("192.0.2.1:9")
+	key := bpfFrontendKey{Addr: mapAddr(addr.Addr()), Port: networkPort(addr.Port()), Proto: unix.IPPROTO_UDP}
+	no := uint8(bpfRouteROUTE_REJECT)
+	var bits uint32
+	if err := objs.Ports.Lookup(uint32(addr.Port()), &bits); err != nil {
+		return fmt.Errorf("self-test: %w", err)
+	}
+	err = errors.Join(
+		objs.Frontends.Put(key, bpfFrontend{Route: [3]uint8{no, no, no}}),
+		objs.Ports.Put(uint32(addr.Port()), bits|uint32(bpfPortFlagPORT_UDP)))
+	_, dialed := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(addr))
+	err = errors.Join(err, objs.Frontends.Delete(key), objs.Ports.Put(uint32(addr.Port()), bits))
+	if err != nil {
+		return fmt.Errorf("self-test: %w", err)
+	}
+	if !errors.Is(dialed, unix.ECONNREFUSED) {
+		return fmt.Errorf("self-test at cgroup %s: %w", path, ErrNotSeen)
+	}
+	return nil
+}
+
+// ownCgroup is the directory of this process in the first cgroup2 mount.
+func ownCgroup() (string, error) {
+	root, err := findCgroup()
+	if err != nil {
+		return "", err
+	}
+	b, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", fmt.Errorf("own cgroup: %w", err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			return filepath.Join(root, rest), nil
+		}
+	}
+	return "", ErrNoCgroup
+}
+
+// detachCgroup ends the translation of sockets by an agent that did it.
+func detachCgroup(p pins) error {
+	pinned, err := filepath.Glob(filepath.Join(p.links, "cgroup_*"))
+	for _, path := range pinned {
+		err = errors.Join(err, os.Remove(path))
+	}
+	if err != nil {
+		return fmt.Errorf("detach from cgroup: %w", err)
+	}
+	return nil
+}
+
+// attachCgroup attaches the socket programs below a cgroup, or gives the links
+// that are pinned the new programs.
+func attachCgroup(path string, objs *bpfObjects, p pins) error {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return fmt.Errorf("cgroup %s: %w", path, err)
+	}
+	for _, h := range []struct {
+		attach ebpf.AttachType
+		prog   *ebpf.Program
+		name   string
+	}{
+		// What turns answers back comes first: nothing may be translated before.
+		{ebpf.AttachCGroupUDP4Recvmsg, objs.Recvmsg4, "recvmsg4"},
+		{ebpf.AttachCGroupUDP6Recvmsg, objs.Recvmsg6, "recvmsg6"},
+		{ebpf.AttachCgroupInet4GetPeername, objs.Getpeername4, "getpeername4"},
+		{ebpf.AttachCgroupInet6GetPeername, objs.Getpeername6, "getpeername6"},
+		{ebpf.AttachCGroupInet4Connect, objs.Connect4, "connect4"},
+		{ebpf.AttachCGroupInet6Connect, objs.Connect6, "connect6"},
+		{ebpf.AttachCGroupUDP4Sendmsg, objs.Sendmsg4, "sendmsg4"},
+		{ebpf.AttachCGroupUDP6Sendmsg, objs.Sendmsg6, "sendmsg6"},
+	} {
+		pin := filepath.Join(p.links, "cgroup_"+h.name)
+		done, err := takeOver(pin, h.prog, func(i *link.Info) bool {
+			c := i.Cgroup()
+			return c != nil && c.CgroupId == st.Ino
+		})
+		if err != nil {
+			return err
+		}
+		if done {
+			continue
+		}
+		l, err := link.AttachCgroup(link.CgroupOptions{Path: path, Attach: h.attach, Program: h.prog})
+		if err != nil {
+			return fmt.Errorf("cgroup %s: attach %s: %w", path, h.name, err)
+		}
+		if err := pinNew(l, pin); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,221 @@
+package ebpf
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/nodeproxy/nodeproxy/service"
+)
+
+// contents is what the maps hold that Go writes. As a mirror it says what the
+// kernel has accepted, never what it was merely asked for.
+type contents struct {
+	frontends map[bpfFrontendKey]bpfFrontend
+	backends  map[bpfBackendKey]bpfBackend
+	members   map[bpfMemberKey]uint32
+	ranges    map[bpfRangeKey]uint32
+	addresses map[bpfAddr]uint32
+	ports     map[uint32]uint32 // by port number, zeros left out
+	services  map[uint32]bpfService
+	node      bpfNode
+}
+
+func newContents() *contents {
+	return &contents{
+		frontends: map[bpfFrontendKey]bpfFrontend{},
+		backends:  map[bpfBackendKey]bpfBackend{},
+		members:   map[bpfMemberKey]uint32{},
+		ranges:    map[bpfRangeKey]uint32{},
+		addresses: map[bpfAddr]uint32{},
+		ports:     map[uint32]uint32{},
+		services:  map[uint32]bpfService{},
+	}
+}
+
+// portPlan is what one ServicePort is in the maps.
+type portPlan struct {
+	name      service.PortName
+	family    service.Family
+	protocol  service.Protocol
+	id        uint32
+	frontends map[bpfFrontendKey]bpfFrontend
+	backends  []bpfBackend // slots of the cluster's list, then of the local one
+	count     [2]uint32
+	// generation names the slots; it changes whenever backends does.
+	generation uint32
+	members    map[bpfMemberKey]uint32
+	ranges     map[bpfRangeKey]uint32
+}
+
+func (p *portPlan) slot(i int) bpfBackendKey {
+	return bpfBackendKey{Service: p.id, Generation: p.generation, Slot: uint32(i)}
+}
+
+// planPort lays out a ServicePort under an id. kernel is asked for the
+// generation that is in use: it stays if its slots are those wanted, and
+// becomes next otherwise.
+func planPort(sp *service.ServicePort, id uint32, kernel *contents, next uint32) *portPlan {
+	p := &portPlan{
+		name: sp.Name, family: sp.Family, protocol: sp.Protocol, id: id,
+		frontends: map[bpfFrontendKey]bpfFrontend{},
+		members:   map[bpfMemberKey]uint32{},
+		ranges:    map[bpfRangeKey]uint32{},
+	}
+	for list, backends := range sp.Backends {
+		p.count[list] = uint32(len(backends))
+		for _, b := range backends {
+			p.backends = append(p.backends, backendOf(b))
+			p.members[memberKey(id, b.AddrPort)] |= 1 << list // MEMBER_CLUSTER, MEMBER_LOCAL
+		}
+	}
+	for _, e := range sp.Serving {
+		p.members[memberKey(id, e)] |= uint32(bpfMemberMEMBER_SERVING)
+	}
+	// A chosen endpoint serves, whatever the list of serving ones says.
+	for k, flags := range p.members {
+		if flags&uint32(bpfMemberMEMBER_CLUSTER|bpfMemberMEMBER_LOCAL) != 0 {
+			p.members[k] |= uint32(bpfMemberMEMBER_SERVING)
+		}
+	}
+	p.planFrontends(sp)
+	p.chooseGeneration(kernel, next)
+	return p
+}
+
+func (p *portPlan) planFrontends(sp *service.ServicePort) {
+	var ranges []netip.Prefix // of the first filtered frontend
+	filtered := false
+	for _, f := range sp.Frontends {
+		key := frontendKey(sp, f)
+		value := bpfFrontend{Service: p.id, Count: p.count, Affinity: seconds(sp.AffinityTimeout)}
+		for s, r := range f.Routes {
+			value.Route[s] = routeOf(r, p.count)
+		}
+		if f.Kind == service.NodePort {
+			value.Flags |= uint8(bpfFrontendFlagFRONTEND_NODEPORT)
+		}
+		if value.Affinity != 0 {
+			value.Flags |= uint8(bpfFrontendFlagFRONTEND_AFFINITY)
+		}
+		if f.Filtered {
+			value.Flags |= uint8(bpfFrontendFlagFRONTEND_FILTERED)
+			if !filtered {
+				filtered, ranges = true, f.SourceRanges
+			} else if !slices.Equal(ranges, f.SourceRanges) {
+				// The maps hold one set of ranges by ServicePort, as the API has it.
+				// Anything else is refused rather than let in.
+				for s := range value.Route {
+					value.Route[s] = uint8(bpfRouteROUTE_DROP)
+				}
+			}
+		}
+		p.frontends[key] = value
+	}
+	for _, r := range ranges {
+		p.ranges[rangeKey(p.id, r)] = 1
+	}
+}
+
+func frontendKey(sp *service.ServicePort, f service.Frontend) bpfFrontendKey {
+	key := bpfFrontendKey{Port: networkPort(f.Port), Proto: uint8(sp.Protocol)}
+	if f.Kind == service.NodePort {
+		key.Addr = anyAddr(sp.Family)
+	} else {
+		key.Addr = mapAddr(f.Addr)
+	}
+	return key
+}
+
+// chooseGeneration keeps the generation that its frontends in the kernel use if
+// the slots are as wanted, and else takes next, which no frontend names: slots
+// that nobody reads can be written at leisure.
+func (p *portPlan) chooseGeneration(kernel *contents, next uint32) {
+	p.generation = next
+	for k := range p.frontends {
+		v, ok := kernel.frontends[k]
+		if !ok || v.Service != p.id || v.Count != p.count {
+			continue
+		}
+		p.generation = v.Generation
+		if p.slotsMatch(kernel) {
+			break
+		}
+		p.generation = next
+	}
+	for k, v := range p.frontends {
+		v.Generation = p.generation
+		p.frontends[k] = v
+	}
+}
+
+func (p *portPlan) slotsMatch(kernel *contents) bool {
+	for i, b := range p.backends {
+		if got, ok := kernel.backends[p.slot(i)]; !ok || got != b {
+			return false
+		}
+	}
+	return true
+}
+
+// planNode encodes the facts of the node. primary is, by family, the address
+// that stands for the node where no interface says a better one; it may be the
+// zero Addr.
+func planNode(facts *service.NodeFacts, primary [2]netip.Addr, passUnknown bool) (bpfNode, map[bpfAddr]uint32) {
+	var n bpfNode
+	detects := [2]bpfNodeFlag{bpfNodeFlagNODE_DETECTS4, bpfNodeFlagNODE_DETECTS6}
+	byCIDR := [2]bpfNodeFlag{bpfNodeFlagNODE_CIDR4, bpfNodeFlagNODE_CIDR6}
+	loopback := [2]bpfNodeFlag{bpfNodeFlagNODE_LOOPBACK4, bpfNodeFlagNODE_LOOPBACK6}
+	addresses := map[bpfAddr]uint32{}
+	for _, f := range service.Families {
+		if pods := facts.Pods[f]; pods.Enabled() {
+			n.Flags |= uint32(detects[f])
+			if pods.CIDR.IsValid() {
+				n.Flags |= uint32(byCIDR[f])
+				n.Pods[f] = mapAddr(pods.CIDR.Masked().Addr())
+				n.PodsMask[f] = maskOf(pods.CIDR)
+			}
+		}
+		if facts.NodePorts[f].Loopback {
+			n.Flags |= uint32(loopback[f])
+		}
+		for _, a := range facts.Local[f] {
+			addresses[mapAddr(a)] |= uint32(bpfAddressFlagADDRESS_LOCAL)
+		}
+		carriers := facts.NodePorts[f].Addrs
+		if facts.NodePorts[f].All {
+			carriers = facts.Local[f]
+		}
+		for _, a := range carriers {
+			if !a.IsLoopback() { // the socket path's: from outside nobody may reach it
+				addresses[mapAddr(a)] |= uint32(bpfAddressFlagADDRESS_NODEPORT)
+			}
+		}
+		if a := nodeAddress(facts.Local[f], primary[f]); a.IsValid() {
+			n.Address[f] = mapAddr(a)
+		}
+	}
+	if passUnknown {
+		n.Flags |= uint32(bpfNodeFlagNODE_PASS_UNKNOWN)
+	}
+	return n, addresses
+}
+
+// nodeAddress is the address that stands for the node: primary if it is one of
+// its own, else the first that is of use beyond one link.
+func nodeAddress(local []netip.Addr, primary netip.Addr) netip.Addr {
+	if slices.Contains(local, primary) {
+		return primary
+	}
+	for _, a := range local {
+		if a.IsGlobalUnicast() {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// sortedKeys makes an order of writes that does not change from run to run.
+func sortedKeys[K comparable, V any](m map[K]V, cmp func(a, b K) int) []K {
+	return slices.SortedFunc(maps.Keys(m), cmp)
+}

@@ -1,0 +1,309 @@
+package ebpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf/rlimit"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"github.com/nodeproxy/nodeproxy/service"
+)
+
+// Dataplane is the eBPF mode on one node. It belongs to the network namespace
+// of the thread that called [New].
+type Dataplane struct {
+	o    Options
+	objs *bpfObjects
+	maps writer
+	read func() (*contents, error)
+	ns   netns.NsHandle
+	stop context.CancelFunc
+	done sync.WaitGroup
+	lost chan struct{} // endpoints were taken away
+
+	close  sync.Once
+	closed error // what closing came to
+
+	mu         sync.Mutex // of what follows
+	planner    *planner
+	interfaces *interfaces
+	unsure     bool // the last Sync failed: the mirror may be wrong
+}
+
+// New loads the programs, takes over what an earlier agent of the instance left
+// in the kernel, and attaches to cgroup and interfaces. What is in the maps
+// serves on until the first Sync. The calling thread's network namespace is the
+// node's; CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed.
+//
+// On an error, what was taken over goes on as it was.
+func New(o Options) (*Dataplane, error) {
+	if err := o.setDefaults(); err != nil {
+		return nil, err
+	}
+	if err := checkPatterns(o.Interfaces); err != nil {
+		return nil, err
+	}
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("lift the limit on locked memory: %w", err)
+	}
+	p := pinsOf(&o)
+	if err := p.create(); err != nil {
+		return nil, err
+	}
+	f := probeFeatures(&o)
+	objs, err := loadCollection(&o, p, f)
+	if err != nil {
+		return nil, err
+	}
+	d := &Dataplane{o: o, objs: objs, planner: newPlanner(objs.Services.MaxEntries()), lost: make(chan struct{}, 1)}
+	km := newKernelMaps(&objs.bpfMaps)
+	d.maps, d.read = km, km.read
+	if !o.Drain {
+		d.interfaces = &interfaces{o: &d.o, objs: objs, pins: p, tcx: f.tcx, attached: map[int]string{}}
+	}
+	if err := d.start(p); err != nil {
+		return nil, errors.Join(err, objs.Close())
+	}
+	return d, nil
+}
+
+func (d *Dataplane) start(p pins) error {
+	ns, err := netns.Get()
+	if err != nil {
+		return fmt.Errorf("network namespace: %w", err)
+	}
+	d.ns = ns
+	ctx, cancel := context.WithCancel(context.Background())
+	d.stop = cancel
+	if d.o.Drain {
+		d.done.Add(1)
+		go d.collect(ctx)
+		return nil
+	}
+	if err := d.attach(p); err != nil {
+		cancel()
+		return errors.Join(err, ns.Close())
+	}
+	if err := d.watch(ctx); err != nil {
+		cancel()
+		return errors.Join(err, ns.Close())
+	}
+	d.done.Add(1)
+	go d.collect(ctx)
+	if o := d.o; !o.PacketsOnly && o.Terminate != TerminateNone {
+		d.done.Add(1)
+		go d.terminate(ctx)
+	}
+	return nil
+}
+
+func (d *Dataplane) attach(p pins) error {
+	if !d.o.PacketsOnly {
+		path := d.o.CgroupPath
+		if path == "" {
+			var err error
+			if path, err = findCgroup(); err != nil {
+				return err
+			}
+		}
+		if err := attachCgroup(path, d.objs, p); err != nil {
+			return err
+		}
+		if err := selfTest(path, d.objs); err != nil {
+			return err
+		}
+	} else if err := detachCgroup(p); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	// One strange device shall not keep the others from being served.
+	if err := d.interfaces.refresh(); err != nil && len(d.interfaces.attached) == 0 {
+		return err
+	} else if err != nil {
+		d.o.Logger.Warn("interfaces", "error", err)
+	}
+	return p.removeOtherLayouts()
+}
+
+// watch follows interfaces and addresses as they come and go.
+func (d *Dataplane) watch(ctx context.Context) error {
+	links := make(chan netlink.LinkUpdate, 64)
+	addrs := make(chan netlink.AddrUpdate, 64)
+	failed := func(err error) {
+		if ctx.Err() == nil { // closing ends the subscription with an error
+			d.o.Logger.Warn("following interfaces", "error", err)
+		}
+	}
+	if err := netlink.LinkSubscribeWithOptions(links, ctx.Done(),
+		netlink.LinkSubscribeOptions{Namespace: &d.ns, ErrorCallback: failed}); err != nil {
+		return fmt.Errorf("follow interfaces: %w", err)
+	}
+	if err := netlink.AddrSubscribeWithOptions(addrs, ctx.Done(),
+		netlink.AddrSubscribeOptions{Namespace: &d.ns, ErrorCallback: failed}); err != nil {
+		return fmt.Errorf("follow addresses: %w", err)
+	}
+	d.done.Add(1)
+	go d.follow(ctx, links, addrs)
+	return nil
+}
+
+// follow runs on a thread of its own in the node's namespace, where indexes of
+// interfaces mean what they should. The thread ends with it.
+func (d *Dataplane) follow(ctx context.Context, links chan netlink.LinkUpdate, addrs chan netlink.AddrUpdate) {
+	defer d.done.Done()
+	runtime.LockOSThread()
+	if err := netns.Set(d.ns); err != nil {
+		d.o.Logger.Error("enter the node's network namespace", "error", err)
+		return
+	}
+	// Updates come in bursts, and may be lost; so look at everything, now and
+	// then unasked.
+	resync := time.NewTicker(30 * time.Second)
+	defer resync.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case _, ok := <-links:
+			if !ok {
+				links = nil
+				continue
+			}
+		case _, ok := <-addrs:
+			if !ok {
+				addrs = nil
+				continue
+			}
+		case <-resync.C:
+		}
+		drain(links)
+		drain(addrs)
+		d.mu.Lock()
+		if err := d.interfaces.refresh(); err != nil {
+			d.o.Logger.Warn("interfaces", "error", err)
+		}
+		d.mu.Unlock()
+	}
+}
+
+func drain[T any](c chan T) {
+	for {
+		select {
+		case _, ok := <-c:
+			if !ok {
+				return
+			}
+		default:
+			return
+		}
+	}
+}
+
+func (d *Dataplane) collect(ctx context.Context) {
+	defer d.done.Done()
+	c := &collector{objs: d.objs, t: d.o.Timeouts, entries: uint64(d.objs.Flows.MaxEntries()), drain: d.o.Drain}
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			if err := c.tick(now); err != nil {
+				d.o.Logger.Warn("flows", "error", err)
+			}
+		}
+	}
+}
+
+// Sync implements [dataplane.Dataplane]. It is safe beside the programs and the
+// goroutines of d, not beside itself.
+func (d *Dataplane) Sync(ctx context.Context, table *service.Table, changed []service.Name) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var writes []write
+	var err error
+	if changed == nil || d.unsure {
+		writes, err = d.planFull(ctx, table)
+	} else {
+		writes, err = d.planner.planChanged(table, changed)
+	}
+	d.unsure = true
+	if err == nil {
+		err = d.planner.carryOut(ctx, d.maps, writes)
+	}
+	if err != nil {
+		return fmt.Errorf("ebpf: sync: %w", err)
+	}
+	d.unsure = false
+	if losesEndpoints(writes) || changed == nil {
+		select {
+		case d.lost <- struct{}{}:
+		default: // it is about to look anyway
+		}
+	}
+	return nil
+}
+
+func (d *Dataplane) planFull(ctx context.Context, table *service.Table) ([]write, error) {
+	mirror, err := d.read()
+	if err != nil {
+		return nil, err
+	}
+	d.planner.kernel = mirror
+	var writes []write
+	err = d.inNamespace(func() error {
+		if d.interfaces != nil {
+			d.interfaces.pods = table.Node.Pods
+			if err := d.interfaces.refresh(); err != nil {
+				d.o.Logger.Warn("interfaces", "error", err)
+			}
+		}
+		writes, err = d.planner.planAll(ctx, table, primaryAddresses(), d.o.PassUnknown)
+		return err
+	})
+	return writes, err
+}
+
+// SetPassUnknown changes [Options.PassUnknown]. It takes effect with the next
+// Sync, which becomes a full one.
+func (d *Dataplane) SetPassUnknown(pass bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.o.PassUnknown = pass
+	d.unsure = true
+}
+
+// inNamespace runs f on a thread in the node's namespace.
+func (d *Dataplane) inNamespace(f func() error) error {
+	errs := make(chan error)
+	go func() {
+		// Not unlocked: the thread is in a namespace of its own and ends here.
+		runtime.LockOSThread()
+		if err := netns.Set(d.ns); err != nil {
+			errs <- fmt.Errorf("enter the node's network namespace: %w", err)
+			return
+		}
+		errs <- f()
+	}()
+	return <-errs
+}
+
+// Close stops following interfaces and collecting flows, and releases what the
+// process holds. Programs and maps stay, pinned, and go on translating.
+// Closing twice is no error.
+func (d *Dataplane) Close() error {
+	d.close.Do(func() {
+		d.stop()
+		d.done.Wait()
+		d.closed = errors.Join(d.ns.Close(), d.objs.Close())
+	})
+	return d.closed
+}

@@ -1,0 +1,436 @@
+package ebpf
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/nodeproxy/nodeproxy/service"
+)
+
+// mapID names a map that Go writes.
+type mapID uint8
+
+const (
+	mapFrontends mapID = iota
+	mapBackends
+	mapMembers
+	mapRanges
+	mapAddresses
+	mapPorts
+	mapServices
+	mapNode
+)
+
+// String returns the map's name in the object.
+func (m mapID) String() string {
+	return [...]string{bpfMapFrontends, bpfMapBackends, bpfMapMembers, bpfMapSourceRanges,
+		bpfMapAddresses, bpfMapPorts, bpfMapServices, bpfMapNode}[m]
+}
+
+// write is one change of one map. value is nil to delete the key.
+type write struct {
+	m          mapID
+	key, value any
+}
+
+// writer takes writes; the kernel's maps are one, and fakes in tests.
+type writer interface {
+	write(w write) error
+}
+
+// planner turns Tables into writes. It knows no kernel: the mirror is given to
+// it, and what it returns is carried out elsewhere.
+type planner struct {
+	kernel  *contents
+	plans   map[service.Name][]*portPlan
+	node    map[bpfAddr]uint32  // flags of the node's own addresses
+	vips    map[bpfAddr]int     // how many frontends have this address
+	portUse map[portUse]int     // how many frontends have this port
+	ids     map[uint32]struct{} // in use
+	// newest is, by id, the highest generation that was ever written; ids of the
+	// kernel that no plan has claimed yet are in it too.
+	newest map[uint32]uint32
+	nextID uint32
+	maxID  uint32 // exclusive
+}
+
+// portUse is a port number with one bit of the ports map.
+type portUse struct {
+	port, bit uint32
+}
+
+func newPlanner(maxID uint32) *planner {
+	p := &planner{kernel: newContents(), maxID: maxID}
+	p.reset()
+	return p
+}
+
+// reset forgets every plan, for a full sync.
+func (p *planner) reset() {
+	p.plans = map[service.Name][]*portPlan{}
+	p.node = map[bpfAddr]uint32{}
+	p.vips = map[bpfAddr]int{}
+	p.portUse = map[portUse]int{}
+	p.ids = map[uint32]struct{}{}
+	p.newest = map[uint32]uint32{}
+	for _, v := range p.kernel.frontends {
+		p.newest[v.Service] = max(p.newest[v.Service], v.Generation)
+	}
+	for k := range p.kernel.backends {
+		p.newest[k.Service] = max(p.newest[k.Service], k.Generation)
+	}
+}
+
+// takeID returns the id that a frontend of sp has in the kernel, so that flows
+// and affinity survive a restart, or one that nobody has. Ids are handed out
+// in a circle, so that what is still said about an old one does not meet its
+// next owner soon.
+func (p *planner) takeID(sp *service.ServicePort) (uint32, error) {
+	for _, f := range sp.Frontends {
+		if v, ok := p.kernel.frontends[frontendKey(sp, f)]; ok && v.Service < p.maxID {
+			if _, used := p.ids[v.Service]; !used {
+				p.ids[v.Service] = struct{}{}
+				return v.Service, nil
+			}
+		}
+	}
+	for range p.maxID {
+		id := p.nextID
+		p.nextID = (p.nextID + 1) % p.maxID
+		_, used := p.ids[id]
+		if _, inKernel := p.newest[id]; !used && !inKernel {
+			p.ids[id] = struct{}{}
+			return id, nil
+		}
+	}
+	return 0, fmt.Errorf("ports of Services: %w: more than %d", ErrMapFull, p.maxID)
+}
+
+// planService lays a Service out, under the ids it had.
+func (p *planner) planService(r *service.Resolved, old []*portPlan) ([]*portPlan, error) {
+	if r == nil {
+		return nil, nil
+	}
+	plans := make([]*portPlan, 0, len(r.Ports))
+	for i := range r.Ports {
+		sp := &r.Ports[i]
+		at := slices.IndexFunc(old, func(o *portPlan) bool { return o.name == sp.Name && o.family == sp.Family })
+		var id uint32
+		var err error
+		if at >= 0 {
+			id = old[at].id
+		} else if id, err = p.takeID(sp); err != nil {
+			return nil, fmt.Errorf("service %s: %w", sp.Name, err)
+		}
+		plan := planPort(sp, id, p.kernel, p.newest[id]+1)
+		p.newest[id] = max(p.newest[id], plan.generation)
+		plans = append(plans, plan)
+	}
+	return plans, nil
+}
+
+// scope is what one sync is about: the keys that may go, and those wanted.
+type scope struct {
+	old, want *contents
+	addresses map[bpfAddr]struct{} // whose flags may change
+	ports     map[uint32]struct{}
+	ids       map[uint32]struct{} // whose members may change
+}
+
+func newScope() *scope {
+	return &scope{old: newContents(), want: newContents(), addresses: map[bpfAddr]struct{}{},
+		ports: map[uint32]struct{}{}, ids: map[uint32]struct{}{}}
+}
+
+// add puts a plan into one side of the scope and counts its addresses and ports.
+func (p *planner) add(s *scope, side *contents, plan *portPlan, n int) {
+	maps.Copy(side.frontends, plan.frontends)
+	maps.Copy(side.members, plan.members)
+	maps.Copy(side.ranges, plan.ranges)
+	for i, b := range plan.backends {
+		side.backends[plan.slot(i)] = b
+	}
+	s.ids[plan.id] = struct{}{}
+	for k := range plan.members {
+		use := portUse{uint32(networkPort(k.Port)), backendBit(plan.protocol)}
+		p.portUse[use] += n
+		s.ports[use.port] = struct{}{}
+	}
+	for k, v := range plan.frontends {
+		nodePort := v.Flags&uint8(bpfFrontendFlagFRONTEND_NODEPORT) != 0
+		use := portUse{uint32(networkPort(k.Port)), portBit(service.Protocol(k.Proto), nodePort)}
+		p.portUse[use] += n
+		s.ports[use.port] = struct{}{}
+		if !nodePort {
+			p.vips[k.Addr] += n
+			s.addresses[k.Addr] = struct{}{}
+		}
+	}
+}
+
+// planChanged works out the writes for some Services.
+func (p *planner) planChanged(table *service.Table, changed []service.Name) ([]write, error) {
+	s := newScope()
+	var gone []uint32
+	names := slices.Compact(slices.SortedFunc(slices.Values(changed), service.Name.Compare))
+	for _, name := range names {
+		old := p.plans[name]
+		plans, err := p.planService(table.Services[name], old)
+		if err != nil {
+			return nil, err
+		}
+		for _, o := range old {
+			p.add(s, s.old, o, -1)
+			if !slices.ContainsFunc(plans, func(n *portPlan) bool { return n.id == o.id }) {
+				gone = append(gone, o.id)
+			}
+		}
+		for _, n := range plans {
+			p.add(s, s.want, n, +1)
+		}
+		p.plans[name] = plans
+		if len(plans) == 0 {
+			delete(p.plans, name)
+		}
+	}
+	writes := p.order(s)
+	for _, id := range gone { // not before: no id is given twice in one sync
+		delete(p.ids, id)
+		delete(p.newest, id)
+	}
+	return writes, nil
+}
+
+// planAll works out the writes that turn the mirror, which was just read, into
+// the whole table.
+func (p *planner) planAll(ctx context.Context, table *service.Table, primary [2]netip.Addr, passUnknown bool) ([]write, error) {
+	p.reset()
+	s := newScope()
+	s.old = p.kernel
+	node, addresses := planNode(&table.Node, primary, passUnknown)
+	p.node = addresses
+	for a := range addresses {
+		s.addresses[a] = struct{}{}
+	}
+	for a := range p.kernel.addresses {
+		s.addresses[a] = struct{}{}
+	}
+	for port := range p.kernel.ports {
+		s.ports[port] = struct{}{}
+	}
+	for k := range p.kernel.members {
+		s.ids[k.Service] = struct{}{}
+	}
+	for _, name := range slices.SortedFunc(maps.Keys(table.Services), service.Name.Compare) {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		plans, err := p.planService(table.Services[name], nil)
+		if err != nil {
+			return nil, err
+		}
+		for _, plan := range plans {
+			p.add(s, s.want, plan, +1)
+		}
+		if len(plans) > 0 {
+			p.plans[name] = plans
+		}
+	}
+	writes := p.order(s)
+	if node != p.kernel.node {
+		writes = append([]write{{mapNode, uint32(0), node}}, writes...)
+	}
+	return writes, nil
+}
+
+// order lists the writes of a scope so that after each of them a packet sees
+// the old set of endpoints or the new one:
+//
+//  1. what frontends refer to comes before they do: slots, members, source
+//     ranges, and the marks by which packets find their way to frontends;
+//  2. frontends change, each in one write;
+//  3. frontends go before what they refer to;
+//  4. what no frontend refers to any more goes;
+//  5. epochs come last, since they make flows look at members again.
+func (p *planner) order(s *scope) []write {
+	var w []write
+	members := p.touchedMembers(s)
+	w = appendPuts(w, mapBackends, s.want.backends, p.kernel.backends, compareBackends)
+	w = appendPuts(w, mapMembers, s.want.members, p.kernel.members, compareMembers)
+	w = appendPuts(w, mapRanges, s.want.ranges, p.kernel.ranges, compareRanges)
+	w = p.appendMarks(w, s, true)
+	w = appendPuts(w, mapFrontends, s.want.frontends, p.kernel.frontends, compareFrontends)
+
+	w = appendDeletes(w, mapFrontends, s.old.frontends, s.want.frontends, p.kernel.frontends, compareFrontends)
+	w = p.appendMarks(w, s, false)
+	w = appendDeletes(w, mapBackends, s.old.backends, s.want.backends, p.kernel.backends, compareBackends)
+	w = appendDeletes(w, mapMembers, s.old.members, s.want.members, p.kernel.members, compareMembers)
+	w = appendDeletes(w, mapRanges, s.old.ranges, s.want.ranges, p.kernel.ranges, compareRanges)
+	for _, id := range slices.Sorted(maps.Keys(members)) {
+		w = append(w, write{mapServices, id, bpfService{Epoch: p.kernel.services[id].Epoch + 1}})
+	}
+	return w
+}
+
+// touchedMembers returns the ids whose members differ from the kernel's.
+func (p *planner) touchedMembers(s *scope) map[uint32]struct{} {
+	ids := map[uint32]struct{}{}
+	for k, v := range s.want.members {
+		if got, ok := p.kernel.members[k]; !ok || got != v {
+			ids[k.Service] = struct{}{}
+		}
+	}
+	for k := range s.old.members {
+		if _, ok := s.want.members[k]; !ok {
+			ids[k.Service] = struct{}{}
+		}
+	}
+	return ids
+}
+
+// appendMarks writes ports and addresses: with more, only additions, and else
+// the exact values.
+func (p *planner) appendMarks(w []write, s *scope, more bool) []write {
+	for _, port := range slices.Sorted(maps.Keys(s.ports)) {
+		want, old := p.wantPort(port), p.kernel.ports[port]
+		if more && want|old != old {
+			w = append(w, write{mapPorts, port, want | old})
+		} else if !more && want != want|old {
+			w = append(w, write{mapPorts, port, want})
+		}
+	}
+	for _, a := range sortedKeys(s.addresses, compareAddrs) {
+		want, old := p.wantAddress(a), p.kernel.addresses[a]
+		switch {
+		case more && want|old != old:
+			w = append(w, write{mapAddresses, a, want | old})
+		case !more && want == 0 && old != 0:
+			w = append(w, write{mapAddresses, a, nil})
+		case !more && want != want|old:
+			w = append(w, write{mapAddresses, a, want})
+		}
+	}
+	return w
+}
+
+func (p *planner) wantPort(port uint32) uint32 {
+	var want uint32
+	for _, proto := range service.Protocols {
+		for _, bit := range [...]uint32{portBit(proto, false), portBit(proto, true), backendBit(proto)} {
+			if p.portUse[portUse{port, bit}] > 0 {
+				want |= bit
+			}
+		}
+	}
+	return want
+}
+
+func (p *planner) wantAddress(a bpfAddr) uint32 {
+	want := p.node[a]
+	if p.vips[a] > 0 {
+		want |= uint32(bpfAddressFlagADDRESS_VIP)
+	}
+	return want
+}
+
+func appendPuts[K, V comparable](w []write, m mapID, want, kernel map[K]V, cmp func(a, b K) int) []write {
+	for _, k := range sortedKeys(want, cmp) {
+		if got, ok := kernel[k]; !ok || got != want[k] {
+			w = append(w, write{m, k, want[k]})
+		}
+	}
+	return w
+}
+
+func appendDeletes[K, V comparable](w []write, m mapID, old, want, kernel map[K]V, cmp func(a, b K) int) []write {
+	for _, k := range sortedKeys(old, cmp) {
+		if _, ok := want[k]; ok {
+			continue
+		}
+		if _, ok := kernel[k]; ok {
+			w = append(w, write{m, k, nil})
+		}
+	}
+	return w
+}
+
+// took notes in the mirror that the kernel accepted a write.
+func (c *contents) took(w write) {
+	switch k := w.key.(type) {
+	case bpfFrontendKey:
+		put(c.frontends, k, w.value)
+	case bpfBackendKey:
+		put(c.backends, k, w.value)
+	case bpfMemberKey:
+		put(c.members, k, w.value)
+	case bpfRangeKey:
+		put(c.ranges, k, w.value)
+	case bpfAddr:
+		put(c.addresses, k, w.value)
+	case uint32:
+		switch v := w.value.(type) {
+		case bpfNode:
+			c.node = v
+		case bpfService:
+			c.services[k] = v
+		case uint32:
+			c.ports[k] = v
+			if v == 0 {
+				delete(c.ports, k)
+			}
+		}
+	}
+}
+
+func put[K comparable, V any](m map[K]V, k K, v any) {
+	if v == nil {
+		delete(m, k)
+		return
+	}
+	m[k] = v.(V)
+}
+
+// carryOut makes the writes in order and stops at the first that fails.
+func (p *planner) carryOut(ctx context.Context, to writer, writes []write) error {
+	for i, w := range writes {
+		if i%1024 == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := to.write(w); err != nil {
+			return fmt.Errorf("map %s: write %d of %d: %w", w.m, i+1, len(writes), err)
+		}
+		p.kernel.took(w)
+	}
+	return nil
+}
+
+func compareAddrs(a, b bpfAddr) int {
+	var x, y [16]byte
+	for i := range a.W {
+		binary.NativeEndian.PutUint32(x[4*i:], a.W[i])
+		binary.NativeEndian.PutUint32(y[4*i:], b.W[i])
+	}
+	return bytes.Compare(x[:], y[:])
+}
+
+func compareFrontends(a, b bpfFrontendKey) int {
+	return cmp.Or(compareAddrs(a.Addr, b.Addr), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Proto, b.Proto))
+}
+
+func compareBackends(a, b bpfBackendKey) int {
+	return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.Generation, b.Generation), cmp.Compare(a.Slot, b.Slot))
+}
+
+func compareMembers(a, b bpfMemberKey) int {
+	return cmp.Or(cmp.Compare(a.Service, b.Service), compareAddrs(a.Addr, b.Addr), cmp.Compare(a.Port, b.Port))
+}
+
+func compareRanges(a, b bpfRangeKey) int {
+	return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.Prefixlen, b.Prefixlen), compareAddrs(a.Addr, b.Addr))
+}

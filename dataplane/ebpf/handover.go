@@ -1,0 +1,62 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// Leftover reports whether an agent of the instance left programs attached.
+func Leftover(o Options) (bool, error) {
+	if err := o.setDefaults(); err != nil {
+		return false, err
+	}
+	entries, err := os.ReadDir(pinsOf(&o).links)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("pins: %w", err)
+	}
+	return len(entries) > 0, nil
+}
+
+// Reply is where the answers of a connection come from and go to, before they
+// are translated back.
+type Reply struct{ From, To netip.AddrPort }
+
+// Reserve keeps new flows from taking the ports of TCP connections that
+// another mode translates and that go on: two at one port of a backend would
+// end each other. It holds for as long as [Options.PassUnknown]. It may be
+// called beside Sync.
+func (d *Dataplane) Reserve(replies []Reply) error {
+	held := bpfFlow{Flags: uint8(bpfFlowFlagFLOW_FOREIGN)}
+	for _, r := range replies {
+		key := bpfTuple{
+			Src: mapAddr(r.From.Addr()), Sport: networkPort(r.From.Port()),
+			Dst: mapAddr(r.To.Addr()), Dport: networkPort(r.To.Port()), Proto: unix.IPPROTO_TCP,
+		}
+		if err := d.objs.Flows.Update(key, held, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+			return fmt.Errorf("reserve ports of open connections: %w", err)
+		}
+	}
+	return nil
+}
+
+// Idle reports whether no flow is translated by the packet path any more. It
+// may be called beside Sync.
+func (d *Dataplane) Idle() (bool, error) {
+	key := make([]byte, d.objs.Flows.KeySize())
+	err := d.objs.Flows.NextKey(nil, key)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("map %s: %w", bpfMapFlows, err)
+	}
+	return false, nil
+}

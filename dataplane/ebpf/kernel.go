@@ -1,0 +1,99 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// ErrMapFull says that a map, or the space of ids, has no room for the table.
+// The sizes are set with [Sizes].
+var ErrMapFull = errors.New("no room")
+
+// kernelMaps writes to the kernel's maps.
+type kernelMaps struct {
+	maps map[mapID]*ebpf.Map
+}
+
+func newKernelMaps(m *bpfMaps) *kernelMaps {
+	return &kernelMaps{map[mapID]*ebpf.Map{
+		mapFrontends: m.Frontends, mapBackends: m.Backends, mapMembers: m.Members,
+		mapRanges: m.SourceRanges, mapAddresses: m.Addresses, mapPorts: m.Ports,
+		mapServices: m.Services, mapNode: m.Node,
+	}}
+}
+
+// write makes one change. A key to be deleted may be gone already.
+func (k *kernelMaps) write(w write) error {
+	m := k.maps[w.m]
+	if w.value == nil {
+		err := m.Delete(w.key)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		return err
+	}
+	err := m.Put(w.key, w.value)
+	if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) {
+		return fmt.Errorf("%w: it has %d entries: %w", ErrMapFull, m.MaxEntries(), err)
+	}
+	return err
+}
+
+// read returns what the kernel's maps hold.
+func (k *kernelMaps) read() (*contents, error) {
+	c := newContents()
+	err := errors.Join(
+		readMap(k.maps[mapFrontends], c.frontends),
+		readMap(k.maps[mapBackends], c.backends),
+		readMap(k.maps[mapMembers], c.members),
+		readMap(k.maps[mapRanges], c.ranges),
+		readMap(k.maps[mapAddresses], c.addresses),
+		readArray(k.maps[mapPorts], c.ports),
+		readArray(k.maps[mapServices], c.services),
+	)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.maps[mapNode].Lookup(uint32(0), &c.node); err != nil {
+		return nil, fmt.Errorf("map %s: read: %w", mapNode, err)
+	}
+	return c, nil
+}
+
+func readMap[K comparable, V any](m *ebpf.Map, into map[K]V) error {
+	var key K
+	var value V
+	it := m.Iterate()
+	for it.Next(&key, &value) {
+		into[key] = value
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("map %s: read: %w", m, err)
+	}
+	return nil
+}
+
+// readArray reads an array in large pieces and leaves zeros out.
+func readArray[V comparable](m *ebpf.Map, into map[uint32]V) error {
+	var zero V
+	const batch = 4096
+	keys, values := make([]uint32, batch), make([]V, batch)
+	var cursor ebpf.MapBatchCursor
+	for {
+		n, err := m.BatchLookup(&cursor, keys, values, nil)
+		for i := range n {
+			if values[i] != zero {
+				into[keys[i]] = values[i]
+			}
+		}
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("map %s: read: %w", m, err)
+		}
+	}
+}

@@ -1,0 +1,74 @@
+package ebpf
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/nodeproxy/nodeproxy/service"
+)
+
+// Metric counts packets that met one reason, or socket calls.
+type Metric struct {
+	// Reason is a name in lower case with underscores, fit for a label:
+	// "forwarded", "no_endpoints". bpf/drop.h says what each means.
+	Reason  string
+	Packets uint64
+	Bytes   uint64 // from the IP header on; 0 for socket calls
+}
+
+// reasonNames are the labels, in the order of enum reason in bpf/drop.h.
+var reasonNames = [...]string{"forwarded", "stack", "flow_new", "flow_rebuilt", "no_endpoints", "policy",
+	"source_range", "unknown_flow", "unknown_reply", "flows_full", "ports_exhausted", "no_backend",
+	"no_source", "no_route", "ttl", "too_big", "unsendable", "fragment_orphan", "fragment_passed",
+	"sctp_port", "rewrite", "icmp_translated", "socket_translated", "socket_refused", "socket_aside", "unknown_port"}
+
+// Two errors of the compiler if enum reason and reasonNames differ in length.
+var (
+	_ [uint(bpfReasonREASONS) - uint(len(reasonNames))]struct{}
+	_ [uint(len(reasonNames)) - uint(bpfReasonREASONS)]struct{}
+)
+
+// Metrics sums the counters of all CPUs. They live as long as the maps, beyond
+// the process. Safe for concurrent use.
+func (d *Dataplane) Metrics() ([]Metric, error) {
+	out := make([]Metric, len(reasonNames))
+	for i, name := range reasonNames {
+		var perCPU []bpfMetric
+		if err := d.objs.Metrics.Lookup(uint32(i), &perCPU); err != nil {
+			return nil, fmt.Errorf("map %s: read %s: %w", bpfMapMetrics, strings.ToUpper(name), err)
+		}
+		out[i].Reason = name
+		for _, m := range perCPU {
+			out[i].Packets += m.Packets
+			out[i].Bytes += m.Bytes
+		}
+	}
+	return out, nil
+}
+
+// ServiceMetric counts the flows of one port of a Service in one family.
+type ServiceMetric struct {
+	Name       service.PortName
+	Family     service.Family
+	Translated uint64 // flows and socket calls that got a backend
+	Refused    uint64 // that were rejected or dropped
+}
+
+// ServiceMetrics returns the counts of every Service of the last Sync, in no
+// order. Safe for concurrent use.
+func (d *Dataplane) ServiceMetrics() ([]ServiceMetric, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	counts := map[uint32]bpfServiceStats{}
+	if err := readArray(d.objs.ServiceCounts, counts); err != nil {
+		return nil, err
+	}
+	var out []ServiceMetric
+	for _, plans := range d.planner.plans {
+		for _, p := range plans {
+			c := counts[p.id]
+			out = append(out, ServiceMetric{p.name, p.family, c.Translated, c.Refused})
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,167 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/nodeproxy/nodeproxy/service"
+)
+
+// udpFlows tells which conntrack entries of UDP lead where no endpoint is any
+// more. Netfilter looks at rules for the first packet of a flow only, and a UDP
+// flow that goes on sending never ends: without this its packets would be
+// black-holed for as long (pitfall P9).
+type udpFlows struct {
+	addresses map[netip.AddrPort][]netip.AddrPort // serving endpoints by frontend
+	ports     map[uint16][]netip.AddrPort         // the same by node port
+	local     map[netip.Addr]struct{}             // where node ports are
+}
+
+// expectUDP collects the UDP frontends of Services, before and after a change.
+// What a frontend that is gone led to is stale, whatever it was.
+func expectUDP(family service.Family, facts *service.NodeFacts, before, after []*service.Resolved) *udpFlows {
+	u := &udpFlows{
+		addresses: map[netip.AddrPort][]netip.AddrPort{},
+		ports:     map[uint16][]netip.AddrPort{},
+		local:     map[netip.Addr]struct{}{},
+	}
+	for _, a := range facts.Local[family] {
+		u.local[a] = struct{}{}
+	}
+	u.add(family, before, true)
+	u.add(family, after, false)
+	return u
+}
+
+func (u *udpFlows) add(family service.Family, all []*service.Resolved, gone bool) {
+	for _, res := range all {
+		if res == nil {
+			continue
+		}
+		for i := range res.Ports {
+			sp := &res.Ports[i]
+			if sp.Family != family || sp.Protocol != service.UDP {
+				continue
+			}
+			serving := sp.Serving
+			if gone {
+				serving = nil
+			}
+			for _, f := range sp.Frontends {
+				if f.Kind == service.NodePort {
+					u.ports[f.Port] = serving
+				} else {
+					u.addresses[netip.AddrPortFrom(f.Addr, f.Port)] = serving
+				}
+			}
+		}
+	}
+}
+
+func (u *udpFlows) empty() bool { return len(u.addresses) == 0 && len(u.ports) == 0 }
+
+// stale tells whether a flow that was sent to a destination and is answered by
+// another has to be forgotten. One that was never translated, because there was
+// no endpoint when it began, is answered by its destination itself.
+func (u *udpFlows) stale(sentTo, answeredBy netip.AddrPort) bool {
+	serving, ok := u.addresses[sentTo]
+	if !ok {
+		if _, local := u.local[sentTo.Addr()]; local {
+			serving, ok = u.ports[sentTo.Port()]
+		}
+	}
+	if !ok {
+		return false
+	}
+	for _, s := range serving {
+		if s == answeredBy {
+			return false
+		}
+	}
+	return true
+}
+
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
+func (u *udpFlows) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
+	if f.Forward.Protocol != uint8(service.UDP) {
+		return false
+	}
+	return u.stale(addrPort(f.Forward.DstIP, f.Forward.DstPort), addrPort(f.Reverse.SrcIP, f.Reverse.SrcPort))
+}
+
+func addrPort(ip net.IP, port uint16) netip.AddrPort {
+	a, _ := netip.AddrFromSlice(ip)
+	return netip.AddrPortFrom(a.Unmap(), port)
+}
+
+// dumpTries bounds how often a dump of conntrack entries that changed under
+// our hands is begun again.
+const dumpTries = 3
+
+// forget deletes the stale entries and returns how many there were.
+func (u *udpFlows) forget(ctx context.Context, family service.Family) (uint, error) {
+	inet := netlink.InetFamily(netlink.FAMILY_V4)
+	if family == service.IPv6 {
+		inet = netlink.FAMILY_V6
+	}
+	var deleted uint
+	var err error
+	for range dumpTries {
+		var n uint
+		n, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, inet, u)
+		deleted += n
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || ctx.Err() != nil {
+			break
+		}
+	}
+	if err != nil {
+		return deleted, fmt.Errorf("delete stale %s UDP conntrack entries: %w", family, err)
+	}
+	return deleted, nil
+}
+
+// Translated is a flow whose destination was rewritten, by where its answers
+// come from and go to.
+type Translated struct {
+	TCP      bool
+	From, To netip.AddrPort
+}
+
+// TranslatedFlows lists the conntrack entries of both families whose
+// destination was rewritten, by us or by anybody, and which are not over.
+func TranslatedFlows() ([]Translated, error) {
+	var out []Translated
+	for _, family := range []netlink.InetFamily{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return nil, fmt.Errorf("list conntrack entries: %w", err)
+		}
+		for _, f := range flows {
+			r := f.Reverse
+			if over(f) || f.Forward.DstIP.Equal(r.SrcIP) && f.Forward.DstPort == r.SrcPort {
+				continue
+			}
+			from, _ := netip.AddrFromSlice(r.SrcIP) // both are addresses: the kernel says so
+			to, _ := netip.AddrFromSlice(r.DstIP)
+			out = append(out, Translated{
+				TCP:  r.Protocol == unix.IPPROTO_TCP,
+				From: netip.AddrPortFrom(from.Unmap(), r.SrcPort), To: netip.AddrPortFrom(to.Unmap(), r.DstPort),
+			})
+		}
+	}
+	return out, nil
+}
+
+// over tells whether a TCP connection has ended at both sides; its entry stays
+// for minutes.
+func over(f *netlink.ConntrackFlow) bool {
+	tcp, ok := f.ProtoInfo.(*netlink.ProtoInfoTCP)
+	return ok && (tcp.State == nl.TCP_CONNTRACK_TIME_WAIT || tcp.State == nl.TCP_CONNTRACK_CLOSE)
+}

@@ -1,0 +1,97 @@
+package iptables
+
+import (
+	"bytes"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/nodeproxy/nodeproxy/dataplane/iptables/walk"
+	"github.com/nodeproxy/nodeproxy/internal/synth"
+	"github.com/nodeproxy/nodeproxy/service"
+)
+
+var testSettings = settings{markBit: 1 << DefaultMasqueradeBit, dropInvalid: true, randomFully: true, owner: "nodeproxy"}
+
+// rulesOf compiles a Table and parses the text that iptables-restore would get.
+func rulesOf(tb testing.TB, table *service.Table, family service.Family) walk.Rules {
+	tb.Helper()
+	rs := newRuleset(family, &table.Node, testSettings)
+	for name, res := range table.Services {
+		rs.update(name, res)
+	}
+	rules, err := walk.Parse(bytes.NewReader(restoreInput(rs.flush(), rs.hooks()[:3], rs.hooks()[3:])))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return rules
+}
+
+// checkPacket compares what rules do with what the Table means.
+func checkPacket(table *service.Table, rules walk.Rules, p service.Packet) error {
+	got, err := rules.Walk(walk.Packet{
+		Source: p.Source, Destination: p.Destination, Protocol: uint8(p.Protocol), Interface: p.Interface,
+	}, walk.Node{Local: table.Node.IsLocal})
+	if err != nil {
+		return err
+	}
+	want := table.Judge(p)
+	if want.Matched && want.Route.Action == service.Translate {
+		return checkTranslated(got, want, p)
+	}
+	verdict := "ACCEPT"
+	if want.Matched {
+		verdict = map[service.Action]string{service.Reject: "REJECT", service.Drop: "DROP"}[want.Route.Action]
+	}
+	if len(got) != 1 || got[0].Verdict != verdict || got[0].Translated || got[0].Masquerade {
+		return fmt.Errorf("got %+v, want %s and nothing else", got, verdict)
+	}
+	return nil
+}
+
+func checkTranslated(got []walk.Outcome, want service.Outcome, p service.Packet) error {
+	if len(got) != len(want.Backends) {
+		return fmt.Errorf("got %d outcomes %+v, want %d backends %v", len(got), got, len(want.Backends), want.Backends)
+	}
+	for i, b := range want.Backends {
+		g := got[i]
+		switch {
+		case !g.Translated || g.Verdict != "ACCEPT" || g.Destination != b.AddrPort:
+			return fmt.Errorf("got %+v, want backend %v", g, b)
+		case math.Abs(g.Probability-1/float64(len(want.Backends))) > 1e-6:
+			return fmt.Errorf("backend %v has probability %v, want 1/%d", b, g.Probability, len(want.Backends))
+		case g.Masquerade != want.Masquerade(p, b):
+			return fmt.Errorf("backend %v: masquerade %v, want %v", b, g.Masquerade, want.Masquerade(p, b))
+		}
+	}
+	return nil
+}
+
+func TestRulesMeanWhatTheTableSays(t *testing.T) {
+	states := uint64(400)
+	if testing.Short() {
+		states = 50
+	}
+	packets := 0
+	for seed := range states {
+		gen := synth.NewRandom(seed)
+		r := service.NewResolver(gen.Config())
+		r.Apply(gen.Cluster(1 + int(seed%30)))
+		table := r.Table()
+		rules := [2]walk.Rules{rulesOf(t, table, service.IPv4), rulesOf(t, table, service.IPv6)}
+		for _, p := range synth.Packets(rand.New(rand.NewPCG(seed, 2)), table) {
+			if p.Destination.Addr().IsLoopback() {
+				continue // not served by netfilter
+			}
+			if err := checkPacket(table, rules[service.FamilyOf(p.Destination.Addr())], p); err != nil {
+				t.Fatalf("seed %d: %v from %v (in %q) to %v: %v", seed, p.Protocol, p.Source, p.Interface, p.Destination, err)
+			}
+			packets++
+		}
+	}
+	if packets < 10000 {
+		t.Errorf("only %d packets were walked", packets)
+	}
+	t.Logf("%d packets in %d states", packets, states)
+}

@@ -1,0 +1,210 @@
+package dataplane
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/nodeproxy/nodeproxy/service"
+)
+
+// Loop drives one [Dataplane]: it joins what changes into a Table, waits as
+// long as the rate limit says, and syncs. Its fields must be set before Run and
+// not changed afterwards.
+type Loop struct {
+	Dataplane Dataplane
+	// Configure works out the node's configuration from its own object, nil
+	// while there is none, and the addresses on its interfaces.
+	Configure func(node *service.Node, local []netip.Addr) (service.Config, error)
+	NodeName  string
+	// MinSyncPeriod is the least time from the end of a sync to the start of
+	// the next.
+	MinSyncPeriod time.Duration
+	// SyncPeriod is how often the kernel is compared with the Table, and the
+	// longest wait before a failed sync is tried again.
+	SyncPeriod time.Duration
+	Log        *slog.Logger
+	// Queued, if set, is called when something has to be synced, from Run's
+	// goroutine.
+	Queued func()
+	// Synced, if set, is called after each sync, from Run's goroutine.
+	Synced func(Report)
+}
+
+// Report says how a sync went.
+type Report struct {
+	Err      error
+	Full     bool
+	Changed  int // Services, of a partial sync
+	Duration time.Duration
+	Table    *service.Table // valid during the call
+}
+
+// firstBackoff is the wait after a first failure; it doubles with each more.
+const firstBackoff = 500 * time.Millisecond
+
+// Run works until ctx ends and returns nil then. changes delivers what a source
+// says, addresses the addresses on the node's interfaces whenever they change.
+// Nothing is written before both have come, and the changes were complete: what
+// an earlier run left in the kernel works until then.
+func (l *Loop) Run(ctx context.Context, changes <-chan service.Changes, addresses <-chan []netip.Addr) error {
+	s := &loopState{Loop: l, full: true}
+	period := time.NewTicker(l.SyncPeriod)
+	defer period.Stop()
+	for {
+		var due <-chan time.Time
+		if s.ready() && s.pending() {
+			if s.Queued != nil {
+				s.Queued()
+			}
+			due = time.After(time.Until(s.notBefore))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case c := <-changes:
+			s.apply(c)
+		case a := <-addresses:
+			s.setAddresses(a)
+		case <-period.C:
+			s.full = true
+		case <-due:
+			// What came meanwhile belongs to the same sync.
+			s.drain(changes)
+			s.sync(ctx)
+		}
+	}
+}
+
+// loopState is what Run keeps between syncs.
+type loopState struct {
+	*Loop
+	resolver  *service.Resolver
+	waiting   []service.Changes // came before the addresses
+	addresses []netip.Addr
+	complete  bool                      // a complete list was seen
+	full      bool                      // the next sync is a full one
+	changed   map[service.Name]struct{} // since the last successful sync
+	notBefore time.Time
+	backoff   time.Duration
+	problems  map[service.Name][]service.Problem // those reported
+}
+
+func (s *loopState) ready() bool { return s.resolver != nil && s.complete }
+
+func (s *loopState) pending() bool { return s.full || len(s.changed) > 0 }
+
+func (s *loopState) drain(changes <-chan service.Changes) {
+	for {
+		select {
+		case c := <-changes:
+			s.apply(c)
+		default:
+			return
+		}
+	}
+}
+
+func (s *loopState) apply(c service.Changes) {
+	if s.resolver == nil {
+		s.waiting = append(s.waiting, c)
+		return
+	}
+	s.complete = s.complete || c.Complete
+	changed, nodes := s.resolver.Apply(c)
+	for _, name := range changed {
+		if s.changed == nil {
+			s.changed = map[service.Name]struct{}{}
+		}
+		s.changed[name] = struct{}{}
+	}
+	if _, ours := nodes[s.NodeName]; ours {
+		s.reconfigure()
+	}
+}
+
+func (s *loopState) setAddresses(a []netip.Addr) {
+	s.addresses = a
+	if s.resolver == nil {
+		cfg, err := s.Configure(nil, a)
+		if err != nil {
+			s.Log.Error("node can not be configured", "error", err)
+			return
+		}
+		s.resolver = service.NewResolver(cfg)
+		for _, c := range s.waiting {
+			s.apply(c)
+		}
+		s.waiting = nil
+		return
+	}
+	s.reconfigure()
+}
+
+func (s *loopState) reconfigure() {
+	cfg, err := s.Configure(s.resolver.State().Node(s.NodeName), s.addresses)
+	if err != nil { // the last good configuration stays
+		s.Log.Error("node can not be configured", "error", err)
+		return
+	}
+	if s.resolver.SetConfig(cfg) {
+		s.full = true
+	}
+}
+
+func (s *loopState) sync(ctx context.Context) {
+	var changed []service.Name
+	if !s.full {
+		for name := range s.changed {
+			changed = append(changed, name)
+		}
+		slices.SortFunc(changed, service.Name.Compare)
+	}
+	table := s.resolver.Table()
+	s.reportProblems(table)
+	start := time.Now()
+	err := s.Dataplane.Sync(ctx, table, changed)
+	took := time.Since(start)
+	if err != nil {
+		s.full = true
+		s.backoff = min(max(2*s.backoff, firstBackoff), s.SyncPeriod)
+		s.notBefore = time.Now().Add(max(s.backoff, s.MinSyncPeriod))
+		if ctx.Err() == nil {
+			s.Log.Error("sync failed", "error", err, "retry", s.backoff)
+		}
+	} else {
+		s.Log.Debug("sync done", "full", s.full, "changed", len(changed), "duration", took)
+		s.changed, s.backoff = nil, 0
+		s.notBefore = time.Now().Add(s.MinSyncPeriod)
+	}
+	if s.Synced != nil {
+		s.Synced(Report{Err: err, Full: changed == nil, Changed: len(changed), Duration: took, Table: table})
+	}
+	if err == nil {
+		s.full = false
+	}
+}
+
+// reportProblems logs what of a Service is not served, once for each.
+func (s *loopState) reportProblems(table *service.Table) {
+	if s.problems == nil {
+		s.problems = map[service.Name][]service.Problem{}
+	}
+	for name, res := range table.Services {
+		if slices.Equal(s.problems[name], res.Problems) {
+			continue
+		}
+		for _, p := range res.Problems {
+			if !slices.Contains(s.problems[name], p) {
+				s.Log.Warn("part of a Service is not served", "service", name.String(), "reason", p.Reason, "problem", p.Message)
+			}
+		}
+		if len(res.Problems) == 0 {
+			delete(s.problems, name)
+		} else {
+			s.problems[name] = res.Problems
+		}
+	}
+}

@@ -1,0 +1,87 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// netnsDir is where iproute2 looks for named namespaces.
+const netnsDir = "/run/netns"
+
+// netnsName is the name of a place's network namespace. Places are few and
+// none ends in "-" and another's name, so no two labs can share a name.
+func netnsName(lab, place string) string { return "np-" + lab + "-" + place }
+
+// createNetns makes a named network namespace.
+func createNetns(name string) error {
+	return onNetnsThread(func() error {
+		ns, err := netns.NewNamed(name) // enters it too
+		if err != nil {
+			return fmt.Errorf("create network namespace %s: %w", name, err)
+		}
+		return ns.Close()
+	})
+}
+
+// deleteNetns removes the name of a network namespace, whatever is left of
+// it, and reports whether there was anything. The kernel takes the namespace
+// and its links down once no process is inside.
+func deleteNetns(name string) (bool, error) {
+	path := filepath.Join(netnsDir, name)
+	// After a crash there may be a file that nothing is mounted on: EINVAL.
+	err := unix.Unmount(path, unix.MNT_DETACH)
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return true, fmt.Errorf("unmount network namespace %s: %w", name, err)
+	}
+	err = os.Remove(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return true, fmt.Errorf("delete network namespace %s: %w", name, err)
+	}
+	return true, nil
+}
+
+// inNetns runs fn on this goroutine with its OS thread in the namespace.
+func inNetns(name string, fn func() error) error {
+	return onNetnsThread(func() error {
+		ns, err := netns.GetFromName(name)
+		if err != nil {
+			return fmt.Errorf("open network namespace %s: %w", name, err)
+		}
+		defer ns.Close()
+		if err := netns.Set(ns); err != nil {
+			return fmt.Errorf("enter network namespace %s: %w", name, err)
+		}
+		return fn()
+	})
+}
+
+// onNetnsThread runs fn, which may change the thread's network namespace, and
+// changes it back. A thread that cannot be brought back stays locked to the
+// goroutine, with which the runtime will destroy it.
+func onNetnsThread(fn func() error) (err error) {
+	runtime.LockOSThread()
+	home, err := netns.Get()
+	if err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("open own network namespace: %w", err)
+	}
+	defer func() {
+		if back := netns.Set(home); back != nil {
+			err = errors.Join(err, fmt.Errorf("return to own network namespace: %w", back))
+		} else {
+			runtime.UnlockOSThread()
+		}
+		home.Close()
+	}()
+	return fn()
+}

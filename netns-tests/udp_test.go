@@ -1,0 +1,162 @@
+package netnstests
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/nodeproxy/nodeproxy/lab"
+	"github.com/nodeproxy/nodeproxy/lab/manifest"
+)
+
+// udpFollows is how long UDP flows may take to follow a change (P9), in the
+// median of all changes, for machines that are busy: it takes 0.1 to 0.4 s.
+const udpFollows = time.Second
+
+// TestP1P9UDPFollows sends from fixed source ports, 100 datagrams a second each,
+// while endpoints come and go: conntrack would hold such a flow to a backend
+// that is gone, or to none, for ever.
+func TestP1P9UDPFollows(t *testing.T) {
+	eachColumn(t, func(t *testing.T, c column) {
+		l := c.up(t, false)
+		s := find("single")
+		apply(t, l, s, find("remote"), find("web"))
+		startAgents(t, l)
+		others := hold(t, l, 10, "client", "remote node-a", "web external")
+		others = append(others, hold(t, l, 10, "pod-a2", "remote cluster", "web cluster")...)
+		entries := conntrack(t, l, "node-a")
+
+		f := &followers{senders: startFixedSenders(t, l, s), others: others}
+		expect := func(step, want string) { t.Helper(); f.expect(t, step, want) }
+		expect("at first", "pod-a1")
+		for _, step := range []struct {
+			name      string
+			endpoints []manifest.Endpoint
+			want      string
+		}{
+			{"endpoint replaced by one elsewhere", pods("pod-b1"), "pod-b1"},
+			{"no endpoints", nil, ""},
+			{"endpoint again", pods("pod-a1"), "pod-a1"},
+			{"replaced on the same node", pods("pod-a2"), "pod-a2"},
+		} {
+			s.endpoints = step.endpoints
+			apply(t, l, s)
+			expect(step.name, step.want)
+		}
+		if err := l.Delete(s.name + ".yaml"); err != nil {
+			t.Fatal(err)
+		}
+		expect("Service deleted", "")
+		time.Sleep(200 * time.Millisecond) // entries are made that lead nowhere
+		apply(t, l, s)
+		expect("Service made again", "pod-a2")
+		for _, node := range []string{"node-a", "node-b"} {
+			if err := l.KillAgent(node); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.endpoints = pods("pod-b1")
+		apply(t, l, s)
+		expect("replaced while no agent runs", "pod-a2")
+		startAgents(t, l)
+		expect("agents started", "pod-b1")
+		f.checkMedian(t)
+		c.checkUntouched(t, entries, conntrack(t, l, "node-a"))
+	})
+}
+
+// startFixedSenders sends to every kind of address of a Service, from
+// everywhere, in both families.
+func startFixedSenders(t *testing.T, l *lab.Lab, s svc) map[string]*fixedSender {
+	t.Helper()
+	senders := map[string]*fixedSender{}
+	for i, route := range [][2]string{
+		{"pod-a2", "cluster"}, {"node-a", "cluster"}, {"client", "node-a"}, {"client", "node-b"},
+		{"client", "external"}, {"client", "balancer"}, {"pod-b2", "node-a"},
+	} {
+		for _, v6 := range []bool{false, true} {
+			to := s.addr(route[1], 80, v6)
+			name := fmt.Sprintf("%s -> %s", route[0], to)
+			senders[name] = startFixedSender(t, l, route[0], to, uint16(41000+2*i))
+		}
+	}
+	return senders
+}
+
+// followers are flows that have to follow the changes of a Service, beside
+// others that have not.
+type followers struct {
+	senders map[string]*fixedSender
+	others  []heldFlow
+	took    []time.Duration
+}
+
+// expect waits until one Pod answers all flows, or nobody does.
+func (f *followers) expect(t *testing.T, step, want string) {
+	t.Helper()
+	changed := time.Now()
+	for name, sender := range f.senders {
+		eventually(t, time.Until(changed.Add(5*udpFollows)), func() error {
+			if got := sender.last(); got != want {
+				return fmt.Errorf("%s: %s: %q answers, want %q", step, name, got, want)
+			}
+			return nil
+		})
+	}
+	f.took = append(f.took, time.Since(changed))
+	t.Logf("%s: all %d flows within %s", step, len(f.senders), time.Since(changed))
+	pingAll(t, f.others)
+}
+
+func (f *followers) checkMedian(t *testing.T) {
+	t.Helper()
+	slices.Sort(f.took)
+	if median := f.took[len(f.took)/2]; median > udpFollows {
+		t.Errorf("flows followed within %s in the median, want %s", median, udpFollows)
+	}
+}
+
+// TestEndpointTerminates checks that a flow stays with an endpoint that is
+// terminating, over both protocols, and that new ones go elsewhere.
+func TestEndpointTerminates(t *testing.T) {
+	eachColumn(t, func(t *testing.T, c column) {
+		l := c.up(t, false)
+		s := find("single")
+		apply(t, l, s)
+		startAgents(t, l)
+		held := hold(t, l, 10, "client", "single node-a")
+		held = append(held, hold(t, l, 10, "pod-b1", "single cluster")...)
+		s.endpoints = append(pods("pod-b1"), terminating(s.endpoints[0]))
+		apply(t, l, s)
+		eventually(t, patience, func() error { return answers(t, l, "single", "pod-b1") })
+		pingAll(t, held)
+	})
+}
+
+// TestAffinityEnds checks that a client may get another backend once the
+// timeout of its Service has passed without a new flow.
+func TestAffinityEnds(t *testing.T) {
+	eachColumn(t, func(t *testing.T, c column) {
+		l := c.up(t, false)
+		s := find("affinity")
+		if err := l.Apply("affinity.yaml", withAffinityTimeout(s, 1)...); err != nil {
+			t.Fatal(err)
+		}
+		startAgents(t, l)
+		changed := 0
+		for range 3 { // that none of 8 changes, three times, is one in 10^14
+			first := affinityAnswers(t, l)
+			time.Sleep(2200 * time.Millisecond)
+			for client, name := range affinityAnswers(t, l) {
+				if name != first[client] {
+					changed++
+				}
+			}
+			if changed > 0 {
+				return
+			}
+		}
+		t.Error("nobody ever got another backend")
+	})
+}

@@ -1,0 +1,212 @@
+package source
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	v1 "k8s.io/api/core/v1"
+	discovery "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"sigs.k8s.io/yaml"
+
+	"github.com/nodeproxy/nodeproxy/service"
+)
+
+// objects are what a file holds.
+type objects struct {
+	services []*service.Service
+	slices   []*service.EndpointSlice
+	nodes    []*service.Node
+	ignored  map[string]int // objects of other kinds, by kind
+	warnings []string
+}
+
+// decode reads manifests: YAML with any number of documents, or JSON, holding
+// objects or lists of them. An error names the document, counted from 1, and
+// the field; then nothing of the file may be used.
+func decode(data []byte) (*objects, error) {
+	out := &objects{ignored: map[string]int{}}
+	next, plain := documents(data)
+	for n := 1; ; n++ {
+		doc, err := next()
+		if errors.Is(err, io.EOF) {
+			return out, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("document %d: %w", n, err)
+		}
+		if !plain { // reading JSON as YAML takes many times as long
+			if doc, err = yaml.YAMLToJSON(doc); err != nil {
+				return nil, fmt.Errorf("document %d: %w", n, err)
+			}
+		}
+		if s := string(bytes.TrimSpace(doc)); s == "null" || s == "" {
+			continue // only comments
+		}
+		if err := out.add(doc); err != nil {
+			return nil, fmt.Errorf("document %d: %w", n, err)
+		}
+	}
+}
+
+// documents returns a function that hands out one document after the other, and
+// whether they are JSON. Text that begins like JSON may be YAML in its flow
+// style all the same.
+func documents(data []byte) (next func() ([]byte, error), plain bool) {
+	if bytes.HasPrefix(bytes.TrimLeft(data, " \t\r\n"), []byte("{")) && isJSON(data) {
+		dec := json.NewDecoder(bytes.NewReader(data))
+		return func() ([]byte, error) {
+			var raw json.RawMessage
+			err := dec.Decode(&raw)
+			return raw, err
+		}, true
+	}
+	return utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(data))).Read, false
+}
+
+// isJSON reports whether data is JSON values and nothing else.
+func isJSON(data []byte) bool {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	for {
+		var raw json.RawMessage
+		if err := dec.Decode(&raw); err != nil {
+			return errors.Is(err, io.EOF)
+		}
+	}
+}
+
+// add takes in one object, given as JSON, or each of a list.
+func (o *objects) add(doc []byte) error {
+	var meta struct {
+		metav1.TypeMeta   `json:",inline"`
+		metav1.ObjectMeta `json:"metadata"`
+	}
+	if err := unmarshal(doc, &meta); err != nil {
+		return err
+	}
+	kind := meta.APIVersion + " " + meta.Kind
+	what := meta.Kind + " " + meta.Namespace + "/" + meta.Name
+	switch kind {
+	case "v1 List", "v1 ServiceList", "v1 NodeList", "discovery.k8s.io/v1 EndpointSliceList":
+		return o.addList(doc, meta.TypeMeta)
+	case "v1 Service":
+		return o.addService(doc, what)
+	case "discovery.k8s.io/v1 EndpointSlice":
+		var in discovery.EndpointSlice
+		if err := unmarshal(doc, &in); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		in.Namespace = namespaceOf(in.Namespace)
+		slice, w := convertEndpointSlice(&in)
+		o.warn(what, w)
+		if slice != nil {
+			o.slices = append(o.slices, slice)
+		}
+		return nameless(what, in.Name)
+	case "v1 Node":
+		var in v1.Node
+		if err := unmarshal(doc, &in); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		node, w := convertNode(&in)
+		o.warn(what, w)
+		o.nodes = append(o.nodes, node)
+		return nameless(what, in.Name)
+	}
+	if meta.Kind == "" || meta.APIVersion == "" {
+		return errors.New("apiVersion and kind are missing: this is no Kubernetes manifest")
+	}
+	o.ignored[kind]++
+	return nil
+}
+
+func (o *objects) addService(doc []byte, what string) error {
+	var in v1.Service
+	if err := unmarshal(doc, &in); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	in.Namespace = namespaceOf(in.Namespace)
+	if in.Spec.ClusterIP == "" && len(in.Spec.ClusterIPs) == 0 && in.Spec.Type != v1.ServiceTypeExternalName {
+		return fmt.Errorf("%s: spec.clusterIP is missing: no API server is here to choose one; "+
+			"give it an address, or None for a headless Service", what)
+	}
+	svc, w := convertService(&in)
+	o.warn(what, w)
+	o.services = append(o.services, svc)
+	return nameless(what, in.Name)
+}
+
+// addList adds the items of a list. Those of a typed list may leave out their
+// own kind, as the API server's answers do.
+func (o *objects) addList(doc []byte, list metav1.TypeMeta) error {
+	var in struct {
+		Items []json.RawMessage `json:"items"`
+	}
+	if err := unmarshal(doc, &in); err != nil {
+		return err
+	}
+	for i, item := range in.Items {
+		if kind, typed := itemKind[list.Kind]; typed {
+			var fields map[string]json.RawMessage
+			if err := unmarshal(item, &fields); err != nil {
+				return fmt.Errorf("items[%d]: %w", i, err)
+			}
+			if _, ok := fields["kind"]; !ok {
+				fields["kind"], _ = json.Marshal(kind)
+				fields["apiVersion"], _ = json.Marshal(list.APIVersion)
+				item, _ = json.Marshal(fields)
+			}
+		}
+		if err := o.add(item); err != nil {
+			return fmt.Errorf("items[%d]: %w", i, err)
+		}
+	}
+	return nil
+}
+
+var itemKind = map[string]string{"ServiceList": "Service", "NodeList": "Node", "EndpointSliceList": "EndpointSlice"}
+
+func (o *objects) warn(what string, w warnings) {
+	for _, text := range w {
+		o.warnings = append(o.warnings, what+": "+text)
+	}
+}
+
+// unmarshal names the field that has the wrong type.
+func unmarshal(doc []byte, into any) error {
+	err := json.Unmarshal(doc, into)
+	var wrong *json.UnmarshalTypeError
+	if errors.As(err, &wrong) && wrong.Field != "" {
+		return fmt.Errorf("field %s: got %s, want %s", wrong.Field, wrong.Value, wrong.Type)
+	}
+	return err
+}
+
+func namespaceOf(s string) string {
+	if s == "" {
+		return metav1.NamespaceDefault
+	}
+	return s
+}
+
+func nameless(what, name string) error {
+	if name == "" {
+		return fmt.Errorf("%s: metadata.name is missing", what)
+	}
+	return nil
+}
+
+// Decode reads manifests as [File] does and returns them as complete changes,
+// with what it passed over in words.
+func Decode(data []byte) (service.Changes, []string, error) {
+	o, err := decode(data)
+	if err != nil {
+		return service.Changes{}, nil, err
+	}
+	return service.Changes{Complete: true, Services: o.services, EndpointSlices: o.slices, Nodes: o.nodes}, o.warnings, nil
+}

@@ -1,0 +1,3 @@
+// Package source turns what describes a cluster, manifest files or the
+// Kubernetes API, into changes of a [service.State].
+package source
