@@ -17,52 +17,54 @@ struct sock {
 	__u16 sk_protocol;
 } __attribute__((preserve_access_index));
 
+struct tcp_sock;
+struct udp_sock;
+
 struct bpf_iter_meta {
 	struct seq_file *seq;
 } __attribute__((preserve_access_index));
 
-struct bpf_iter__bpf_sk_storage_map {
+struct bpf_iter__tcp {
 	struct bpf_iter_meta *meta;
-	struct bpf_map *map;
-	struct sock *sk;
-	struct socket *value;
+	struct sock_common *sk_common;
+} __attribute__((preserve_access_index));
+
+struct bpf_iter__udp {
+	struct bpf_iter_meta *meta;
+	struct udp_sock *udp_sk;
 } __attribute__((preserve_access_index));
 
 /* Writes a struct gone if the socket's own backend is gone. A socket that is
  * not connected needs nothing: its next message finds another backend. */
-static __always_inline void write_if_gone(struct bpf_iter__bpf_sk_storage_map *ctx)
+static __always_inline void write_if_gone(struct seq_file *seq, struct sock *sk)
 {
-	struct socket *s = ctx->value;
-	struct sock *sk = ctx->sk;
+	struct socket *s = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	struct translation *t;
 	struct gone out = {};
-	struct translation t = {};
 	__u32 i;
 
-	if (!sk || !s)
+	if (!s)
 		return;
-		/* The kernel wants constant offsets into an iterator's value. */
-#pragma unroll
-	for (i = 0; i < SOCKET_TRANSLATIONS; i++)
-		if (s->peer == i + 1)
-			t = s->last[i];
-	if (!t.backend_port)
+	i = s->peer - 1;
+	if (i >= SOCKET_TRANSLATIONS)
 		return;
+	t = &s->last[i];
 	/* It may have been connected elsewhere since, without being translated. */
-	if (sk->__sk_common.skc_dport != t.backend_port)
+	if (sk->__sk_common.skc_dport != t->backend_port)
 		return;
-	if (t.epoch == service_epoch(t.service) ||
-	    member_flags(t.service, &t.backend, t.backend_port) & MEMBER_SERVING)
+	if (t->epoch == service_epoch(t->service) ||
+	    member_flags(t->service, &t->backend, t->backend_port) & MEMBER_SERVING)
 		return;
-	out.dst = t.backend;
-	out.dport = t.backend_port;
+	out.dst = t->backend;
+	out.dport = t->backend_port;
 	out.sport = bpf_htons(sk->__sk_common.skc_num);
 	out.proto = sk->sk_protocol;
-	out.netns = s->cookie;
-	if (is_v4(&t.backend))
+	out.cookie = bpf_get_socket_cookie(sk);
+	if (is_v4(&out.dst))
 		map_v4(&out.src, sk->__sk_common.skc_rcv_saddr);
 	else
 		bpf_probe_read_kernel(&out.src, sizeof(out.src), &sk->__sk_common.skc_v6_rcv_saddr);
-	bpf_seq_write(ctx->meta->seq, &out, sizeof(out));
+	bpf_seq_write(seq, &out, sizeof(out));
 }
 
 #endif

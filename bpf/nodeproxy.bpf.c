@@ -239,11 +239,27 @@ int collect(struct collection *c)
 	return 0;
 }
 
-/* Reading this iterator over the sockets map lists sockets to be ended. */
-SEC("iter/bpf_sk_storage_map")
-int list_gone(struct bpf_iter__bpf_sk_storage_map *ctx)
+/* Reading these iterators lists the sockets of the reader's network namespace
+ * that are to be ended. One over the socket storage would see all namespaces at
+ * once, but kernels that are locked down do not have it. */
+SEC("iter/tcp")
+int list_gone_tcp(struct bpf_iter__tcp *ctx)
 {
-	write_if_gone(ctx);
+	struct sock_common *skc = ctx->sk_common;
+	struct tcp_sock *sk = skc ? bpf_skc_to_tcp_sock(skc) : NULL;
+
+	if (sk)
+		write_if_gone(ctx->meta->seq, (struct sock *)sk);
+	return 0;
+}
+
+SEC("iter/udp")
+int list_gone_udp(struct bpf_iter__udp *ctx)
+{
+	struct udp_sock *sk = ctx->udp_sk;
+
+	if (sk)
+		write_if_gone(ctx->meta->seq, (struct sock *)sk);
 	return 0;
 }
 

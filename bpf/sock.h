@@ -179,7 +179,6 @@ static __noinline int decide(struct bpf_sock_addr *ctx, struct call *c, struct b
 		if (!pick(&fe, route, &client, be))
 			return VERDICT_ASIDE;
 	}
-	s->cookie = bpf_get_netns_cookie(ctx);
 	note(s, c, &fe, be, connect);
 	count_service(fe.service, true);
 	return VERDICT_TRANSLATE;

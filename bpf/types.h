@@ -230,19 +230,18 @@ struct translation {
 
 struct socket {
 	struct translation last[SOCKET_TRANSLATIONS];
-	__u32 next;   /* host; which one is overwritten next */
-	__u32 peer;   /* host; 1 + the one that connect chose, 0 without */
-	__u64 cookie; /* of the namespace */
+	__u32 next; /* host; which one is overwritten next */
+	__u32 peer; /* host; 1 + the one that connect chose, 0 without */
 };
 
-/* A connected socket whose backend is gone: what the gone program writes. */
+/* A connected socket whose backend is gone: what the list_gone programs write. */
 struct gone {
 	struct addr src;
 	struct addr dst;
-	__u16 sport; /* network */
-	__u16 dport; /* network */
-	__u32 proto; /* host */
-	__u64 netns; /* cookie of its namespace */
+	__u16 sport;  /* network */
+	__u16 dport;  /* network */
+	__u32 proto;  /* host */
+	__u64 cookie; /* of the socket */
 };
 
 /* In and out of the collect program. */
@@ -272,7 +271,7 @@ _Static_assert(sizeof(struct interface) == 36, "interface");
 _Static_assert(sizeof(struct node) == 100, "node");
 _Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
 _Static_assert(sizeof(struct translation) == 44, "translation");
-_Static_assert(sizeof(struct socket) == 368, "socket");
+_Static_assert(sizeof(struct socket) == 360, "socket");
 _Static_assert(sizeof(struct gone) == 48, "gone");
 _Static_assert(sizeof(struct collection) == 64, "collect");
 

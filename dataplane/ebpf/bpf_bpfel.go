@@ -144,13 +144,13 @@ type bpfFrontendKey struct {
 }
 
 type bpfGone struct {
-	_     structs.HostLayout
-	Src   bpfAddr
-	Dst   bpfAddr
-	Sport uint16
-	Dport uint16
-	Proto uint32
-	Netns uint64
+	_      structs.HostLayout
+	Src    bpfAddr
+	Dst    bpfAddr
+	Sport  uint16
+	Dport  uint16
+	Proto  uint32
+	Cookie uint64
 }
 
 type bpfInterface struct {
@@ -291,9 +291,8 @@ type bpfSocket struct {
 		Service     uint32
 		Epoch       uint32
 	}
-	Next   uint32
-	Peer   uint32
-	Cookie uint64
+	Next uint32
+	Peer uint32
 }
 
 type bpfSource uint32
@@ -345,7 +344,8 @@ const (
 	bpfProgGetpeername6    = "getpeername6"
 	bpfProgIngress         = "ingress"
 	bpfProgIngressL3       = "ingress_l3"
-	bpfProgListGone        = "list_gone"
+	bpfProgListGoneTcp     = "list_gone_tcp"
+	bpfProgListGoneUdp     = "list_gone_udp"
 	bpfProgRecvmsg4        = "recvmsg4"
 	bpfProgRecvmsg6        = "recvmsg6"
 	bpfProgSendmsg4        = "sendmsg4"
@@ -412,7 +412,8 @@ type bpfProgramSpecs struct {
 	Getpeername6 *ebpf.ProgramSpec `ebpf:"getpeername6"`
 	Ingress      *ebpf.ProgramSpec `ebpf:"ingress"`
 	IngressL3    *ebpf.ProgramSpec `ebpf:"ingress_l3"`
-	ListGone     *ebpf.ProgramSpec `ebpf:"list_gone"`
+	ListGoneTcp  *ebpf.ProgramSpec `ebpf:"list_gone_tcp"`
+	ListGoneUdp  *ebpf.ProgramSpec `ebpf:"list_gone_udp"`
 	Recvmsg4     *ebpf.ProgramSpec `ebpf:"recvmsg4"`
 	Recvmsg6     *ebpf.ProgramSpec `ebpf:"recvmsg6"`
 	Sendmsg4     *ebpf.ProgramSpec `ebpf:"sendmsg4"`
@@ -546,7 +547,8 @@ type bpfPrograms struct {
 	Getpeername6 *ebpf.Program `ebpf:"getpeername6"`
 	Ingress      *ebpf.Program `ebpf:"ingress"`
 	IngressL3    *ebpf.Program `ebpf:"ingress_l3"`
-	ListGone     *ebpf.Program `ebpf:"list_gone"`
+	ListGoneTcp  *ebpf.Program `ebpf:"list_gone_tcp"`
+	ListGoneUdp  *ebpf.Program `ebpf:"list_gone_udp"`
 	Recvmsg4     *ebpf.Program `ebpf:"recvmsg4"`
 	Recvmsg6     *ebpf.Program `ebpf:"recvmsg6"`
 	Sendmsg4     *ebpf.Program `ebpf:"sendmsg4"`
@@ -564,7 +566,8 @@ func (p *bpfPrograms) Close() error {
 		p.Getpeername6,
 		p.Ingress,
 		p.IngressL3,
-		p.ListGone,
+		p.ListGoneTcp,
+		p.ListGoneUdp,
 		p.Recvmsg4,
 		p.Recvmsg6,
 		p.Sendmsg4,

@@ -9,6 +9,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // Feature is something that the mode uses of the kernel.
@@ -58,6 +59,8 @@ func Probe() []Feature {
 	optional("BPF_FIB_LOOKUP_SKIP_NEIGH (6.3)", "one more neighbour lookup per packet", haveHelperFlag(fibProbe))
 	optional("BPF_F_IPV6 in checksum helpers (6.16)",
 		"receivers of IPv6 may have to check sums again that hardware had checked", haveHelperFlag(csumProbe))
+	optional("ending sockets of others (CONFIG_INET_DIAG_DESTROY)",
+		"connected UDP sockets keep a backend that is gone", haveDestroy())
 	return out
 }
 
@@ -87,7 +90,7 @@ func probeFeatures(o *Options) kernelFeatures {
 	return f
 }
 
-// haveBTF is asked for by the iterator over sockets.
+// haveBTF is asked for by the iterators over sockets.
 func haveBTF() error {
 	_, err := btf.LoadKernelSpec()
 	return err
@@ -98,6 +101,11 @@ func haveBTF() error {
 func haveTCX() error {
 	_, err := link.QueryPrograms(link.QueryOptions{Target: 1, Attach: ebpf.AttachTCXIngress})
 	return err
+}
+
+// haveDestroy asks for the end of a socket that cannot be.
+func haveDestroy() error {
+	return destroy(bpfGone{Proto: unix.IPPROTO_UDP})
 }
 
 // haveHelperFlag runs a program that returns what a helper said about a flag.
