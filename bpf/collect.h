@@ -37,6 +37,8 @@ static long collect_one(void *map __attribute__((unused)), struct tuple *key, st
 	}
 	reverse(&other, &f->to);
 	peer = bpf_map_lookup_elem(&flows, &other);
+	if (peer && !leads_back(peer, key))
+		peer = NULL;
 	if (f->flags & FLOW_REPLY) {
 		/* Forward halves decide for both. One that lost its forward half gets
 		 * the time in which traffic would have made it again; one that had no

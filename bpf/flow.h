@@ -61,13 +61,25 @@ static __always_inline void other_half(struct work *w, const struct tuple *key,
 	w->flow.flags = (f->flags ^ FLOW_REPLY) & ~FLOW_LASTING;
 }
 
+/* Whether peer is the other half of the flow that has a half at key, and not
+ * one of a flow that has taken its place. */
+static __always_inline bool leads_back(const struct flow *peer, const struct tuple *key)
+{
+	return same_addr(&peer->to.src, &key->dst) && same_addr(&peer->to.dst, &key->src) &&
+	       peer->to.sport == key->dport && peer->to.dport == key->sport;
+}
+
 /* Deletes both halves, the forward one first: while one half is left it is the
  * one that keeps replies from leaving untranslated. */
 static __always_inline void forget(struct work *w, const struct tuple *key, const struct flow *f)
 {
+	struct flow *peer;
+
 	reverse(&w->peer, &f->to);
 	bpf_map_delete_elem(&flows, key);
-	bpf_map_delete_elem(&flows, &w->peer);
+	peer = bpf_map_lookup_elem(&flows, &w->peer);
+	if (peer && leads_back(peer, key))
+		bpf_map_delete_elem(&flows, &w->peer);
 }
 
 /*
@@ -184,7 +196,7 @@ static __always_inline bool reclaim(struct work *w, const struct flow *reply)
 
 	reverse(&forward, &reply->to);
 	f = bpf_map_lookup_elem(&flows, &forward);
-	if (!f || !is_over(&forward, f, reply))
+	if (!f || !leads_back(f, &w->peer) || !is_over(&forward, f, reply))
 		return false;
 	bpf_map_delete_elem(&flows, &forward);
 	bpf_map_delete_elem(&flows, &w->peer);

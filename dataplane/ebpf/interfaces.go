@@ -112,6 +112,12 @@ func (i *interfaces) describe(l netlink.Link, master string, addrs [2]map[int]ne
 	if l.Type() == "veth" && a.NetNsID >= 0 {
 		v.Flags |= uint32(bpfInterfaceFlagINTERFACE_PEER)
 	}
+	// What is as it should be is not written again: a program that reads the
+	// old value meanwhile may see its memory used for another one.
+	var is bpfInterface
+	if err := i.objs.Interfaces.Lookup(uint32(a.Index), &is); err == nil && is == v {
+		return nil
+	}
 	return i.objs.Interfaces.Put(uint32(a.Index), v)
 }
 
