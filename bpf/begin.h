@@ -112,9 +112,15 @@ static __always_inline enum reason make_flow(struct __sk_buff *skb, struct work 
 
 static __always_inline bool pick_backend(struct work *w, __u8 route)
 {
-	if (pick(&w->fe, route, &w->p.t.src, &w->be))
+	const struct tuple *t = &w->p.t;
+	__u32 hash = 0;
+
+	if (w->fe.flags & FRONTEND_MAGLEV)
+		hash = hash_flow(&t->src, &t->dst, w->fe.flags & FRONTEND_AFFINITY ? 0 : t->sport,
+				 t->dport, t->proto);
+	if (pick(&w->fe, route, &t->src, &w->be, hash))
 		return true;
-	return read_frontend(w) && pick(&w->fe, route, &w->p.t.src, &w->be);
+	return read_frontend(w) && pick(&w->fe, route, &t->src, &w->be, hash);
 }
 
 static __always_inline int translate(struct __sk_buff *skb, struct work *w, __u8 route)
@@ -127,7 +133,7 @@ static __always_inline int translate(struct __sk_buff *skb, struct work *w, __u8
 	w->to.src = w->p.t.src;
 	w->to.dst = w->be.addr;
 	w->to.sport = w->p.t.sport;
-	w->to.dport = w->be.port;
+	w->to.dport = w->be.port ? w->be.port : w->p.t.dport;
 	w->to.proto = w->p.t.proto;
 	w->to.pad[0] = 0;
 	w->to.pad[1] = 0;

@@ -33,6 +33,26 @@ static __always_inline bool is_loopback(const struct addr *a)
 	return !(a->w[0] | a->w[1] | a->w[2]) && a->w[3] == bpf_htonl(1);
 }
 
+/* Whether a protocol is in use by ports of ranges, of frontends or backends. */
+static __always_inline bool has_ranges(__u32 bits)
+{
+	__u32 zero = 0, *use = bpf_map_lookup_elem(&ports, &zero);
+
+	return use && *use & bits;
+}
+
+/* The range of ports at key's address that key's port is inside of, or NULL. */
+static __always_inline struct frontend *find_range(struct frontend_key *key, __u32 port)
+{
+	struct frontend *fe;
+	__u16 was = key->port;
+
+	key->port = 0;
+	fe = bpf_map_lookup_elem(&frontends, key);
+	key->port = was;
+	return fe && fe->first <= port && port <= fe->last ? fe : NULL;
+}
+
 /*
  * The frontend at key, whose address the caller has filled in, or NULL. As a
  * node port it is found only if nodeport says that the address carries them;
@@ -45,10 +65,15 @@ static __always_inline struct frontend *find_frontend(struct frontend_key *key, 
 	__u32 *use = bpf_map_lookup_elem(&ports, &port);
 	struct frontend *fe;
 
-	if (!use || !(*use & (bit | bit << PORT_NODEPORT_SHIFT)))
+	if (!use || !port)
 		return NULL;
 	if (*use & bit) {
 		fe = bpf_map_lookup_elem(&frontends, key);
+		if (fe)
+			return fe;
+	}
+	if (has_ranges(bit)) {
+		fe = find_range(key, port);
 		if (fe)
 			return fe;
 	}
@@ -101,11 +126,16 @@ static __always_inline bool in_ranges(const struct frontend *fe, const struct ad
 	return bpf_map_lookup_elem(&source_ranges, &key);
 }
 
+/* An endpoint of a range of ports is a member at port 0, whatever the port is. */
 static __always_inline __u32 member_flags(__u32 service, const struct addr *a, __u16 port)
 {
 	struct member_key key = {.addr = *a, .service = service, .port = port};
 	__u32 *flags = bpf_map_lookup_elem(&members, &key);
 
+	if (!flags && port) {
+		key.port = 0;
+		flags = bpf_map_lookup_elem(&members, &key);
+	}
 	return flags ? *flags : 0;
 }
 
@@ -145,13 +175,41 @@ static __always_inline void remember(const struct frontend *fe, const struct add
 	bpf_map_update_elem(&affinities, &key, &value, BPF_ANY);
 }
 
+static __always_inline __u32 rotate(__u32 x, int by)
+{
+	return x << by | x >> (32 - by);
+}
+
+/*
+ * A flow's hash, equal on every node (MurmurHash3, x86 32 bits). Who is given
+ * affinity is a client with all of its ports.
+ */
+static __always_inline __u32 hash_flow(const struct addr *src, const struct addr *dst, __u16 sport,
+				       __u16 dport, __u8 proto)
+{
+	__u32 words[10], h = 0;
+
+	for (int i = 0; i < 4; i++) {
+		words[i] = src->w[i];
+		words[4 + i] = dst->w[i];
+	}
+	words[8] = (__u32)sport << 16 | dport;
+	words[9] = proto;
+	for (int i = 0; i < 10; i++)
+		h = rotate(h ^ rotate(words[i] * 0xcc9e2d51, 15) * 0x1b873593, 13) * 5 + 0xe6546b64;
+	h ^= sizeof(words);
+	h = (h ^ h >> 16) * 0x85ebca6b;
+	h = (h ^ h >> 13) * 0xc2b2ae35;
+	return h ^ h >> 16;
+}
+
 /*
  * Chooses a backend for a new flow. False if there is none in the slot: the
  * frontend was read before an update and the slot after it, so that reading
- * the frontend again helps.
+ * the frontend again helps. The hash is for FRONTEND_MAGLEV.
  */
 static __noinline bool pick(const struct frontend *fe, __u8 route, const struct addr *client,
-			    struct backend *be)
+			    struct backend *be, __u32 hash)
 {
 	struct backend_key key = {};
 	struct backend *found;
@@ -167,7 +225,7 @@ static __noinline bool pick(const struct frontend *fe, __u8 route, const struct 
 		return false;
 	key.service = fe->service;
 	key.generation = fe->generation;
-	key.slot = first + bpf_get_prandom_u32() % n;
+	key.slot = first + (fe->flags & FRONTEND_MAGLEV ? hash : bpf_get_prandom_u32()) % n;
 	found = bpf_map_lookup_elem(&backends, &key);
 	if (!found)
 		return false;

@@ -44,9 +44,10 @@ static __noinline int resume(struct __sk_buff *skb, struct work *w)
 static __always_inline bool from_backend_port(const struct work *w)
 {
 	__u32 port = bpf_ntohs(w->p.t.sport);
+	__u32 bit = port_bit(w->p.t.proto) << PORT_BACKEND_SHIFT;
 	__u32 *use = bpf_map_lookup_elem(&ports, &port);
 
-	return use && *use & port_bit(w->p.t.proto) << PORT_BACKEND_SHIFT;
+	return (use && *use & bit) || has_ranges(bit);
 }
 
 static __always_inline bool in_masquerade_range(const struct work *w)

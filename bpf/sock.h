@@ -140,6 +140,7 @@ static __noinline int decide(struct bpf_sock_addr *ctx, struct call *c, struct b
 	struct translation *t;
 	struct socket *s;
 	bool loopback;
+	__u32 hash;
 	__u8 route;
 
 	if (!c || !be)
@@ -171,14 +172,20 @@ static __noinline int decide(struct bpf_sock_addr *ctx, struct call *c, struct b
 		be->port = t->backend_port;
 		return VERDICT_TRANSLATE;
 	}
-	if (!pick(&fe, route, &client, be)) {
+	/* Nobody else sees the flow: any slot will do, unless affinity counts. */
+	hash = bpf_get_prandom_u32();
+	if (fe.flags & FRONTEND_MAGLEV && fe.flags & FRONTEND_AFFINITY)
+		hash = hash_flow(&client, &c->addr, 0, c->port, c->proto);
+	if (!pick(&fe, route, &client, be, hash)) {
 		found = find_frontend(&key, true);
 		if (!found)
 			return VERDICT_ASIDE;
 		fe = *found;
-		if (!pick(&fe, route, &client, be))
+		if (!pick(&fe, route, &client, be, hash))
 			return VERDICT_ASIDE;
 	}
+	if (!be->port)
+		be->port = c->port;
 	note(s, c, &fe, be, connect);
 	count_service(fe.service, true);
 	return VERDICT_TRANSLATE;

@@ -26,7 +26,7 @@ struct tuple {
 	__u8 pad[3];
 };
 
-/* A NodePort has the address ::ffff:0.0.0.0 or ::. */
+/* A NodePort has the address ::ffff:0.0.0.0 or ::, and a range of ports the port 0. */
 struct frontend_key {
 	struct addr addr;
 	__u16 port; /* network */
@@ -51,6 +51,7 @@ enum frontend_flag {
 	FRONTEND_FILTERED = 1, /* only sources in source_ranges may enter */
 	FRONTEND_NODEPORT = 2,
 	FRONTEND_AFFINITY = 4,
+	FRONTEND_MAGLEV = 8, /* the flow's hash chooses the slot */
 };
 
 struct frontend {
@@ -60,9 +61,15 @@ struct frontend {
 	__u32 affinity;   /* host; seconds */
 	__u8 route[3];    /* enum route, by enum source */
 	__u8 flags;       /* enum frontend_flag */
+	__u16 first;      /* host; of a range of ports, else 0 */
+	__u16 last;       /* host */
 };
 
-/* The local list follows the cluster's: its first slot is count[0]. */
+/*
+ * The local list follows the cluster's: its first slot is count[0]. A backend
+ * has as many slots as its weight. Those of FRONTEND_MAGLEV are of generation 0,
+ * the one that is changed in place: a slot always has some backend.
+ */
 struct backend_key {
 	__u32 service;    /* host */
 	__u32 generation; /* host */
@@ -71,7 +78,7 @@ struct backend_key {
 
 struct backend {
 	struct addr addr;
-	__u16 port; /* network */
+	__u16 port; /* network; 0: the port that was dialled */
 	__u8 flags; /* enum backend_flag */
 	__u8 pad;
 };
@@ -159,7 +166,7 @@ enum address_flag {
 };
 
 /* Who has a port number: bit by protocol for service addresses, then the same for
- * node ports, and for backends. */
+ * node ports, and for backends. Port 0 stands for all that are in some range. */
 enum port_flag {
 	PORT_TCP = 1,
 	PORT_UDP = 2,
@@ -259,7 +266,7 @@ struct collection {
 _Static_assert(sizeof(struct addr) == 16, "addr");
 _Static_assert(sizeof(struct tuple) == 40, "tuple");
 _Static_assert(sizeof(struct frontend_key) == 20, "frontend_key");
-_Static_assert(sizeof(struct frontend) == 24, "frontend");
+_Static_assert(sizeof(struct frontend) == 28, "frontend");
 _Static_assert(sizeof(struct backend_key) == 12, "backend_key");
 _Static_assert(sizeof(struct backend) == 20, "backend");
 _Static_assert(sizeof(struct member_key) == 24, "member_key");

@@ -95,6 +95,35 @@ var services = []svc{
 		affine(s, nil)
 		externalLocal(s, nil)
 	}},
+	{32, "range", pods("pod-a1", "pod-b1"), portRange},
+	{33, "range-empty", nil, portRange},
+	{34, "range-local", pods("pod-a1", "pod-b1"), func(s *corev1.Service, _ []*discoveryv1.EndpointSlice) {
+		portRange(s, nil)
+		externalLocal(s, nil)
+	}},
+	{35, "range-deny", pods("pod-a1"), func(s *corev1.Service, _ []*discoveryv1.EndpointSlice) {
+		portRange(s, nil)
+		ranges("203.0.113.0/24", "2001:db8::/32")(s, nil)
+	}},
+	{36, "weights", pods("pod-a1", "pod-b1"), func(_ *corev1.Service, slices []*discoveryv1.EndpointSlice) {
+		for _, slice := range slices {
+			slice.Annotations = map[string]string{"nodeproxy.io/weights": weightsText(slice, "pod-b1", 3)}
+		}
+	}},
+	{37, "maglev", allPods(), func(s *corev1.Service, _ []*discoveryv1.EndpointSlice) {
+		s.Annotations = map[string]string{"nodeproxy.io/algorithm": "maglev"}
+	}},
+}
+
+// portRange gives the Service all ports at which Pods serve.
+func portRange(s *corev1.Service, _ []*discoveryv1.EndpointSlice) {
+	s.Annotations = map[string]string{"nodeproxy.io/port-range": fmt.Sprintf("%d-%d", echo.PortEcho, echo.PortEcho+extraPorts)}
+}
+
+// weightsText is the annotation that gives a Pod a weight.
+func weightsText(slice *discoveryv1.EndpointSlice, pod string, weight int) string {
+	v6 := slice.AddressType == discoveryv1.AddressTypeIPv6
+	return fmt.Sprintf(`{"%s": %d}`, lab.MustPlace(pod).Addr(v6), weight)
 }
 
 func affine(s *corev1.Service, _ []*discoveryv1.EndpointSlice) {

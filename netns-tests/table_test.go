@@ -95,6 +95,22 @@ var table = []scenario{
 	{name: "20 endpoints", from: "pod-a1", to: "large cluster", want: everyEndpoint},
 	{name: "20 endpoints by node port", from: "client", to: "large node-b", want: everyEndpoint, source: masked},
 
+	// A range of ports (P37); the port is kept.
+	{name: "port range from pods", from: "pod-a2 pod-b2", to: "range cluster:7002", want: "pod-a1/7002 pod-b1/7002"},
+	{name: "port range from nodes", from: everyNode, to: "range cluster:7001, range balancer:7001", want: "pod-a1/7001 pod-b1/7001", source: masked},
+	{name: "port range from client", from: "client", to: "range external:7004, range balancer:7004", want: "pod-a1/7004 pod-b1/7004", source: masked},
+	{name: "port range, its first port", from: "pod-b2 pod-a2", to: "range cluster:7000", want: "pod-a1 pod-b1"},
+	{name: "port range, hairpin", from: "pod-a1", to: "range-deny external:7003", want: "pod-a1/7003", source: masked},
+	{name: "port range beside a port", from: "pod-a2", to: "range cluster", want: "pod-a1 pod-b1"},
+	{name: "beside a port range", from: "pod-a2 client", to: "range external:6999, range external:7005", want: refused},
+	{name: "port range without endpoints", from: "pod-a2 node-b client", to: "range-empty external:7001, range-empty balancer:7002", want: refused},
+	{name: "port range with external Local", from: "client", to: "range-local external:7002, range-local balancer:7002", want: "pod-a1/7002"},
+	{name: "port range with external Local from pods", from: "pod-b2", to: "range-local external:7002", want: "pod-a1/7002 pod-b1/7002"},
+	{name: "port range denies", from: "client", to: "range-deny balancer:7002, range-deny balancer", want: dropped},
+	{name: "weights", from: "pod-a2 client", to: "weights external", want: "pod-a1 pod-b1", source: masked},
+	{name: "maglev", from: "pod-a2", to: "maglev cluster", want: everyPod},
+	{name: "maglev from client", from: "client", to: "maglev node-a, maglev external", want: everyPod, source: masked},
+
 	// Conditions and hints of endpoints.
 	{name: "terminating when nothing else", from: "pod-a2 pod-b2", to: "terminating cluster", want: "pod-a1 pod-b1"},
 	{name: "terminating when nothing else by node port", from: "client", to: "terminating node-a", want: "pod-a1 pod-b1", source: masked},

@@ -13,6 +13,7 @@ type candidate struct {
 	local                       bool
 	ready, serving, terminating bool
 	zoneHints, nodeHints        []string
+	weight                      uint16
 }
 
 // draining means that it may be used when nothing is ready (KEP-1669).
@@ -21,7 +22,7 @@ func (c candidate) draining() bool { return !c.ready && c.serving && c.terminati
 // candidates collects the endpoints that slices hold for a port of that name
 // and protocol, sorted, without duplicates. Of two entries for one ip:port the
 // one on this node wins, then the later one.
-func candidates(nodeName string, family Family, port string, protocol Protocol, all []*EndpointSlice) []candidate {
+func candidates(nodeName string, family Family, port string, protocol Protocol, all []*EndpointSlice, ext *extensions) []candidate {
 	byAddr := map[netip.AddrPort]candidate{}
 	for _, slice := range all {
 		if slice.Family != family || slice.ProxyName != "" || slice.Headless {
@@ -40,6 +41,7 @@ func candidates(nodeName string, family Family, port string, protocol Protocol, 
 					terminating: ep.Terminating,
 					zoneHints:   ep.ZoneHints,
 					nodeHints:   ep.NodeHints,
+					weight:      ext.weight(ep.Addr),
 				}
 				if old, ok := byAddr[c.addr]; ok && old.local && !c.local {
 					continue
@@ -90,10 +92,10 @@ func choose(all []candidate, use func(candidate) bool) []Backend {
 	var out []Backend
 	for _, c := range all {
 		if use(c) {
-			out = append(out, Backend{AddrPort: c.addr, Local: c.local})
+			out = append(out, Backend{AddrPort: c.addr, Local: c.local, Weight: c.weight})
 		}
 	}
-	return out
+	return weigh(out)
 }
 
 // hintFilter tells which ready endpoints topology hints leave for this node.

@@ -50,7 +50,7 @@ func (t *Table) Judge(p Packet) Outcome {
 			}
 			for j := range sp.Frontends {
 				f := &sp.Frontends[j]
-				if f.Port != p.Destination.Port() {
+				if !f.Has(p.Destination.Port()) {
 					continue
 				}
 				if f.Kind == NodePort && t.Node.carriesNodePorts(p.Destination.Addr()) {

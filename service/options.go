@@ -32,6 +32,8 @@ type Options struct {
 	NodePortAddresses  []string
 	LocalhostNodePorts bool // node ports on loopback, where NodePortAddresses covers it
 	MasqueradeAll      bool
+	// ExternalIPCIDRs limit which externalIPs are honoured; none means no limit.
+	ExternalIPCIDRs []netip.Prefix
 }
 
 // Validate returns the first thing an operator has to mend, as one line.
@@ -64,7 +66,7 @@ func (o Options) Config(node *Node, interfaceAddrs []netip.Addr) (Config, error)
 	if err := o.Validate(); err != nil {
 		return Config{}, err
 	}
-	cfg := Config{NodeName: o.NodeName, MasqueradeAll: o.MasqueradeAll}
+	cfg := Config{NodeName: o.NodeName, MasqueradeAll: o.MasqueradeAll, ExternalIPs: o.ExternalIPCIDRs}
 	var nodeAddrs []netip.Addr
 	var podCIDRs []netip.Prefix
 	if node != nil {

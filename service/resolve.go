@@ -14,7 +14,10 @@ type Config struct {
 	// NodeIPs are the node's primary addresses by family; zero where unknown.
 	NodeIPs       [2]netip.Addr
 	MasqueradeAll bool
-	Facts         NodeFacts
+	// ExternalIPs are the ranges outside of which no externalIP is honoured;
+	// none means that every one may be.
+	ExternalIPs []netip.Prefix
+	Facts       NodeFacts
 }
 
 // Resolve works out what a Service with these EndpointSlices means on a node.
@@ -28,16 +31,18 @@ func Resolve(cfg *Config, svc *Service, slices []*EndpointSlice) *Resolved {
 	if svc == nil || svc.Type == TypeExternalName || svc.ProxyName != "" || len(svc.ClusterIPs) == 0 {
 		return nil
 	}
-	out := &Resolved{Name: svc.Name, Problems: refusedExternalIPs(cfg, svc)}
+	ext := readExtensions(svc, slices)
+	out := &Resolved{Name: svc.Name, Problems: append(refusedExternalIPs(cfg, svc), ext.problems...)}
 	for _, family := range Families {
 		clusterIP, ok := firstOf(svc.ClusterIPs, family)
 		if !ok {
 			continue
 		}
 		for _, port := range svc.Ports {
-			all := candidates(cfg.NodeName, family, port.Name, port.Protocol, slices)
-			out.Ports = append(out.Ports, resolvePort(cfg, svc, port, family, clusterIP, all))
+			all := candidates(cfg.NodeName, family, port.Name, port.Protocol, slices, &ext)
+			out.Ports = append(out.Ports, resolvePort(cfg, svc, port, family, clusterIP, all, &ext))
 		}
+		out.Ports = append(out.Ports, resolveRange(cfg, svc, family, clusterIP, slices, &ext)...)
 	}
 	sortPorts(out.Ports)
 	out.HealthCheck = healthCheck(cfg, svc, slices)
@@ -51,13 +56,14 @@ func sortPorts(ports []ServicePort) {
 	})
 }
 
-func resolvePort(cfg *Config, svc *Service, port Port, family Family, clusterIP netip.Addr, all []candidate) ServicePort {
+func resolvePort(cfg *Config, svc *Service, port Port, family Family, clusterIP netip.Addr, all []candidate, ext *extensions) ServicePort {
 	lists := categorize(cfg, all)
 	sp := ServicePort{
 		Name:            PortName{svc.Name, port.Name, port.Protocol},
 		Family:          family,
 		Protocol:        port.Protocol,
 		AffinityTimeout: svc.AffinityTimeout,
+		Algorithm:       ext.algorithm,
 	}
 	p := policies{cfg: cfg, svc: svc, lists: lists, detector: cfg.Facts.Pods[family].Enabled()}
 	sp.Frontends = frontends(cfg, svc, port, family, clusterIP, p)
@@ -244,6 +250,10 @@ func externalIPRefusal(cfg *Config, addr netip.Addr) string {
 	case addr.IsUnspecified():
 		return "is the unspecified address"
 	}
+	inside := func(p netip.Prefix) bool { return p.Contains(addr) }
+	if len(cfg.ExternalIPs) > 0 && !slices.ContainsFunc(cfg.ExternalIPs, inside) {
+		return "is outside --external-ip-cidrs"
+	}
 	if cidr := cfg.Facts.Pods[FamilyOf(addr)].CIDR; cidr.IsValid() && cidr.Contains(addr) {
 		return fmt.Sprintf("is inside the Pod CIDR %s", cidr)
 	}
@@ -261,7 +271,7 @@ func healthCheck(cfg *Config, svc *Service, slices []*EndpointSlice) *HealthChec
 		}
 		local := map[netip.Addr]struct{}{}
 		for _, port := range svc.Ports {
-			for _, c := range candidates(cfg.NodeName, family, port.Name, port.Protocol, slices) {
+			for _, c := range candidates(cfg.NodeName, family, port.Name, port.Protocol, slices, &extensions{}) {
 				if c.ready && c.local {
 					local[c.addr.Addr()] = struct{}{}
 				}

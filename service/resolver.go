@@ -1,10 +1,8 @@
 package service
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
-	"net/netip"
 	"reflect"
 	"slices"
 	"time"
@@ -19,16 +17,18 @@ type Resolver struct {
 	table  Table
 	full   map[Name]*Resolved // as Resolve returned it, before conflicts
 	claims claims
+	holders
 }
 
 // NewResolver returns a Resolver without objects.
 func NewResolver(cfg Config) *Resolver {
 	return &Resolver{
-		state:  NewState(),
-		cfg:    cfg,
-		table:  Table{Node: cfg.Facts, Services: map[Name]*Resolved{}},
-		full:   map[Name]*Resolved{},
-		claims: claims{},
+		state:   NewState(),
+		cfg:     cfg,
+		table:   Table{Node: cfg.Facts, Services: map[Name]*Resolved{}},
+		full:    map[Name]*Resolved{},
+		claims:  claims{},
+		holders: newHolders(),
 	}
 }
 
@@ -95,6 +95,7 @@ func (r *Resolver) reclaim(name Name, svc *Service, before, next *Resolved, agai
 	if svc != nil {
 		created = svc.Created
 	}
+	r.holders.set(name, before, next, again)
 	wanted := map[frontendKey]claim{}
 	eachFrontend(next, func(k frontendKey, f *Frontend) {
 		wanted[k] = claim{name, created, f.Kind}
@@ -127,15 +128,17 @@ func (r *Resolver) settle(name Name) bool {
 }
 
 // withoutLost returns res without the frontends that other Services own, and
-// res itself where there are none.
+// with the exceptions of ranges; it is res itself where there are neither.
 func (r *Resolver) withoutLost(res *Resolved) *Resolved {
-	lost := map[frontendKey]Name{}
-	eachFrontend(res, func(k frontendKey, _ *Frontend) {
-		if owner := r.claims[k][0].name; owner != res.Name {
-			lost[k] = owner
+	lost := map[frontendKey]Problem{}
+	ranges := false
+	eachFrontend(res, func(k frontendKey, f *Frontend) {
+		ranges = ranges || f.LastPort != 0
+		if p, ok := r.lost(res.Name, k, f); ok {
+			lost[k] = p
 		}
 	})
-	if len(lost) == 0 {
+	if len(lost) == 0 && !ranges {
 		return res
 	}
 	out := *res
@@ -145,10 +148,15 @@ func (r *Resolver) withoutLost(res *Resolved) *Resolved {
 		sp := &out.Ports[i]
 		kept := make([]Frontend, 0, len(sp.Frontends))
 		for _, f := range sp.Frontends {
-			if owner, ok := lost[keyOf(sp, &f)]; ok {
-				out.Problems = append(out.Problems, Problem{"AddressConflict", fmt.Sprintf(
-					"%s %s belongs to Service %s", f.Kind, keyOf(sp, &f), owner)})
+			k := keyOf(sp, &f)
+			if p, ok := lost[k]; ok {
+				if !slices.Contains(out.Problems, p) {
+					out.Problems = append(out.Problems, p)
+				}
 				continue
+			}
+			if f.LastPort != 0 {
+				f.Except = r.claims.exceptions(k, &f)
 			}
 			kept = append(kept, f)
 		}
@@ -158,81 +166,15 @@ func (r *Resolver) withoutLost(res *Resolved) *Resolved {
 	return &out
 }
 
-// frontendKey is what makes two frontends the same to a packet.
-type frontendKey struct {
-	addr     netip.Addr // zero for a node port
-	family   Family
-	protocol Protocol
-	port     uint16
-}
-
-func (k frontendKey) String() string {
-	if !k.addr.IsValid() {
-		return fmt.Sprintf("%d/%s on %s", k.port, k.protocol, k.family)
-	}
-	return fmt.Sprintf("%s/%s", netip.AddrPortFrom(k.addr, k.port), k.protocol)
-}
-
-func keyOf(sp *ServicePort, f *Frontend) frontendKey {
-	return frontendKey{addr: f.Addr, family: sp.Family, protocol: sp.Protocol, port: f.Port}
-}
-
-func eachFrontend(res *Resolved, do func(frontendKey, *Frontend)) {
-	if res == nil {
-		return
-	}
-	for i := range res.Ports {
-		sp := &res.Ports[i]
-		for j := range sp.Frontends {
-			do(keyOf(sp, &sp.Frontends[j]), &sp.Frontends[j])
+// lost tells why a frontend is not its Service's.
+func (r *Resolver) lost(name Name, k frontendKey, f *Frontend) (Problem, bool) {
+	if f.Kind == ExternalIP || f.Kind == LoadBalancer {
+		if owner, ok := r.holders.other(f.Addr, name); ok {
+			return Problem{"ExternalIPRefused", fmt.Sprintf("%s %s is the ClusterIP of Service %s", f.Kind, f.Addr, owner)}, true
 		}
 	}
-}
-
-// claims tells which Services want a frontend, the owner first.
-type claims map[frontendKey][]claim
-
-type claim struct {
-	name    Name
-	created time.Time
-	kind    Kind
-}
-
-// compare orders claims: a ClusterIP is the API server's to give and can not be
-// taken over by anything else; then the older Service wins, then the name.
-func (c claim) compare(o claim) int {
-	return cmp.Or(
-		cmp.Compare(min(c.kind, ExternalIP), min(o.kind, ExternalIP)),
-		c.created.Compare(o.created),
-		c.name.Compare(o.name),
-	)
-}
-
-// set replaces the claim of a Service to a frontend; nil takes it away. Every
-// Service that wins or loses the frontend by it is added to again.
-func (cs claims) set(k frontendKey, name Name, c *claim, again map[Name]struct{}) {
-	before := cs[k]
-	if len(before) == 0 && c != nil { // by far the most common case
-		cs[k] = []claim{*c}
-		return
+	if owner := r.claims[k][0].name; owner != name {
+		return Problem{"AddressConflict", fmt.Sprintf("%s %s belongs to Service %s", f.Kind, k, owner)}, true
 	}
-	next := slices.DeleteFunc(slices.Clone(before), func(o claim) bool { return o.name == name })
-	if c != nil {
-		next = append(next, *c)
-	}
-	slices.SortFunc(next, claim.compare)
-	if len(next) == 0 {
-		delete(cs, k)
-		return
-	}
-	cs[k] = next
-	if len(before) > 0 && before[0].name != next[0].name {
-		again[before[0].name] = struct{}{}
-		again[next[0].name] = struct{}{}
-	}
-	if len(before) > 1 || len(next) > 1 { // the losers name the owner
-		for _, o := range next {
-			again[o.name] = struct{}{}
-		}
-	}
+	return Problem{}, false
 }

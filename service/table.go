@@ -2,6 +2,7 @@ package service
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -96,6 +97,8 @@ type ServicePort struct {
 	// AffinityTimeout is that of ClientIP session affinity; 0 means none. The
 	// key is the client's address; all frontends of a ServicePort share it.
 	AffinityTimeout time.Duration
+	// Algorithm is how a backend is chosen where affinity knows none.
+	Algorithm Algorithm
 }
 
 // PortName names a port of a Service, as log lines and rule comments show it.
@@ -116,8 +119,24 @@ func (n PortName) String() string {
 
 // Backend is an endpoint that new flows are led to.
 type Backend struct {
+	// AddrPort has port 0 where the port that was dialled is kept, as ranges
+	// of ports do.
 	netip.AddrPort
 	Local bool // it runs on this node
+	// Weight is its share of new flows beside the others of its list; 0 counts
+	// as 1. Equal weights are all 0.
+	Weight uint16
+}
+
+// Shares is the backend's weight.
+func (b Backend) Shares() int { return max(1, int(b.Weight)) }
+
+// To is where a packet that was sent to a port is led.
+func (b Backend) To(port uint16) netip.AddrPort {
+	if b.Port() == 0 {
+		return netip.AddrPortFrom(b.Addr(), port)
+	}
+	return b.AddrPort
 }
 
 // List names one of the two lists of backends of a ServicePort.
@@ -158,12 +177,27 @@ type Frontend struct {
 	// [NodeFacts.NodePorts].
 	Addr netip.Addr
 	Port uint16
+	// LastPort makes it a range of ports that begins with Port; 0 otherwise.
+	// There is one range at most for an address and protocol.
+	LastPort uint16
+	// Except are ports inside the range that have a frontend of their own, of
+	// this Service or another; sorted.
+	Except []uint16
 	// Filtered means that only a source in SourceRanges may enter; any other
 	// is dropped, before routes are looked at.
 	Filtered     bool
 	SourceRanges []netip.Prefix // of the frontend's family, sorted; empty with Filtered drops all
 	// Routes by class of source, indexed by [Source].
 	Routes [3]Route
+}
+
+// Has reports whether packets to a port are the frontend's.
+func (f *Frontend) Has(port uint16) bool {
+	if f.LastPort == 0 {
+		return f.Port == port
+	}
+	_, other := slices.BinarySearch(f.Except, port)
+	return f.Port <= port && port <= f.LastPort && !other
 }
 
 // Source is the class of a packet's source. The classes are tried in this

@@ -22,6 +22,7 @@ type runOptions struct {
 	hostname                     string
 	nodeIPs, clusterCIDRs        []string
 	nodePortAddresses            []string
+	externalIPCIDRs              []string
 	minSyncPeriod, syncPeriod    time.Duration
 	masqueradeAll                bool
 	masqueradeBit                int
@@ -58,6 +59,7 @@ func (o *runOptions) register(f *pflag.FlagSet) {
 	f.StringSliceVar(&o.nodeIPs, "node-ip", nil, "primary address of this node, one of each family at most (default: the Node's, or the machine's)")
 	f.StringSliceVar(&o.clusterCIDRs, "cluster-cidr", nil, "range of all Pod addresses, one of each family at most (default: the Node's Pod CIDRs)")
 	f.StringSliceVar(&o.nodePortAddresses, "nodeport-addresses", nil, "local addresses that carry node ports: CIDRs, primary, localhost, all (default all)")
+	f.StringSliceVar(&o.externalIPCIDRs, "external-ip-cidrs", nil, "ranges outside of which no externalIP of a Service is honoured (default: none is refused for that)")
 	f.DurationVar(&o.minSyncPeriod, "min-sync-period", time.Second, "least time between two changes of the kernel")
 	f.DurationVar(&o.syncPeriod, "sync-period", 30*time.Second, "how often the kernel is compared with what it should hold")
 	f.BoolVar(&o.masqueradeAll, "masquerade-all", false, "masquerade all traffic to ClusterIPs")
@@ -178,6 +180,13 @@ func (o *runOptions) node() (service.Options, error) {
 			return out, fmt.Errorf("--cluster-cidr %q: use a CIDR such as 10.244.0.0/16", s)
 		}
 		out.ClusterCIDRs = append(out.ClusterCIDRs, p)
+	}
+	for _, s := range o.externalIPCIDRs {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return out, fmt.Errorf("--external-ip-cidrs %q: use a CIDR such as 198.51.100.0/24", s)
+		}
+		out.ExternalIPCIDRs = append(out.ExternalIPCIDRs, p.Masked())
 	}
 	return out, out.Validate()
 }

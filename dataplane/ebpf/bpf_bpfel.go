@@ -125,6 +125,8 @@ type bpfFrontend struct {
 	Affinity   uint32
 	Route      [3]uint8
 	Flags      uint8
+	First      uint16
+	Last       uint16
 }
 
 type bpfFrontendFlag uint32
@@ -133,6 +135,7 @@ const (
 	bpfFrontendFlagFRONTEND_FILTERED bpfFrontendFlag = 1
 	bpfFrontendFlagFRONTEND_NODEPORT bpfFrontendFlag = 2
 	bpfFrontendFlagFRONTEND_AFFINITY bpfFrontendFlag = 4
+	bpfFrontendFlagFRONTEND_MAGLEV   bpfFrontendFlag = 8
 )
 
 type bpfFrontendKey struct {

@@ -63,9 +63,10 @@ func planPort(sp *service.ServicePort, id uint32, kernel *contents, next uint32)
 		ranges:    map[bpfRangeKey]uint32{},
 	}
 	for list, backends := range sp.Backends {
-		p.count[list] = uint32(len(backends))
+		slots := slotsOf(sp.Algorithm, backends)
+		p.count[list] = uint32(len(slots))
+		p.backends = append(p.backends, slots...)
 		for _, b := range backends {
-			p.backends = append(p.backends, backendOf(b))
 			p.members[memberKey(id, b.AddrPort)] |= 1 << list // MEMBER_CLUSTER, MEMBER_LOCAL
 		}
 	}
@@ -79,7 +80,9 @@ func planPort(sp *service.ServicePort, id uint32, kernel *contents, next uint32)
 		}
 	}
 	p.planFrontends(sp)
-	p.chooseGeneration(kernel, next)
+	if sp.Algorithm != service.Maglev { // whose slots are changed in place, as generation 0
+		p.chooseGeneration(kernel, next)
+	}
 	return p
 }
 
@@ -91,6 +94,12 @@ func (p *portPlan) planFrontends(sp *service.ServicePort) {
 		value := bpfFrontend{Service: p.id, Count: p.count, Affinity: seconds(sp.AffinityTimeout)}
 		for s, r := range f.Routes {
 			value.Route[s] = routeOf(r, p.count)
+		}
+		if f.LastPort != 0 {
+			value.First, value.Last = f.Port, f.LastPort
+		}
+		if sp.Algorithm == service.Maglev {
+			value.Flags |= uint8(bpfFrontendFlagFRONTEND_MAGLEV)
 		}
 		if f.Kind == service.NodePort {
 			value.Flags |= uint8(bpfFrontendFlagFRONTEND_NODEPORT)
@@ -119,6 +128,9 @@ func (p *portPlan) planFrontends(sp *service.ServicePort) {
 
 func frontendKey(sp *service.ServicePort, f service.Frontend) bpfFrontendKey {
 	key := bpfFrontendKey{Port: networkPort(f.Port), Proto: uint8(sp.Protocol)}
+	if f.LastPort != 0 {
+		key.Port = 0
+	}
 	if f.Kind == service.NodePort {
 		key.Addr = anyAddr(sp.Family)
 	} else {

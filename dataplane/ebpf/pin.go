@@ -14,7 +14,7 @@ import (
 
 // layoutVersion is that of bpf/types.h and maps.h. Pins of another version are
 // removed once ours are attached.
-const layoutVersion = "v3"
+const layoutVersion = "v4"
 
 const defaultBPFFS = "/sys/fs/bpf"
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -22,6 +23,13 @@ type udpFlows struct {
 	addresses map[netip.AddrPort][]netip.AddrPort // serving endpoints by frontend
 	ports     map[uint16][]netip.AddrPort         // the same by node port
 	local     map[netip.Addr]struct{}             // where node ports are
+	spans     []udpSpan                           // ranges of ports
+}
+
+// udpSpan is a frontend that is a range of ports.
+type udpSpan struct {
+	service.Frontend
+	serving []netip.AddrPort // at whatever port was dialled
 }
 
 // expectUDP collects the UDP frontends of Services, before and after a change.
@@ -55,9 +63,12 @@ func (u *udpFlows) add(family service.Family, all []*service.Resolved, gone bool
 				serving = nil
 			}
 			for _, f := range sp.Frontends {
-				if f.Kind == service.NodePort {
+				switch {
+				case f.LastPort != 0:
+					u.spans = append(u.spans, udpSpan{f, serving})
+				case f.Kind == service.NodePort:
 					u.ports[f.Port] = serving
-				} else {
+				default:
 					u.addresses[netip.AddrPortFrom(f.Addr, f.Port)] = serving
 				}
 			}
@@ -65,7 +76,7 @@ func (u *udpFlows) add(family service.Family, all []*service.Resolved, gone bool
 	}
 }
 
-func (u *udpFlows) empty() bool { return len(u.addresses) == 0 && len(u.ports) == 0 }
+func (u *udpFlows) empty() bool { return len(u.addresses)+len(u.ports)+len(u.spans) == 0 }
 
 // stale tells whether a flow that was sent to a destination and is answered by
 // another has to be forgotten. One that was never translated, because there was
@@ -77,15 +88,22 @@ func (u *udpFlows) stale(sentTo, answeredBy netip.AddrPort) bool {
 			serving, ok = u.ports[sentTo.Port()]
 		}
 	}
-	if !ok {
-		return false
-	}
-	for _, s := range serving {
-		if s == answeredBy {
-			return false
+	for i := len(u.spans) - 1; i >= 0 && !ok; i-- { // what is to be comes last
+		if s := &u.spans[i]; s.Addr == sentTo.Addr() && s.Has(sentTo.Port()) {
+			serving, ok = s.serving, true
+			answeredBy = atNoPort(answeredBy, sentTo.Port())
 		}
 	}
-	return true
+	return ok && !slices.Contains(serving, answeredBy)
+}
+
+// atNoPort is how a range lists an endpoint that answers from the port that was
+// dialled.
+func atNoPort(a netip.AddrPort, port uint16) netip.AddrPort {
+	if a.Port() != port {
+		return a
+	}
+	return netip.AddrPortFrom(a.Addr(), 0)
 }
 
 // MatchConntrackFlow implements netlink.CustomConntrackFilter.

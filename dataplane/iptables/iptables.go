@@ -152,6 +152,11 @@ func (d *Dataplane) warnUnsupported(table *service.Table, changed []service.Name
 		}
 		for i := range res.Ports {
 			sp := &res.Ports[i]
+			if sp.Algorithm == service.Maglev {
+				d.warned[name] = true
+				d.opts.Log.Warn("netfilter can not choose by maglev: endpoints are chosen at random", "service", name.String())
+				return
+			}
 			for _, f := range sp.Frontends {
 				if f.Kind == service.NodePort && table.Node.NodePorts[sp.Family].Loopback {
 					d.warned[name] = true

@@ -2,9 +2,11 @@ package iptables
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/nodeproxy/nodeproxy/dataplane/iptables/walk"
@@ -54,13 +56,17 @@ func checkTranslated(got []walk.Outcome, want service.Outcome, p service.Packet)
 	if len(got) != len(want.Backends) {
 		return fmt.Errorf("got %d outcomes %+v, want %d backends %v", len(got), got, len(want.Backends), want.Backends)
 	}
-	for i, b := range want.Backends {
+	sum := service.Shares(want.Backends)
+	backends := slices.SortedFunc(slices.Values(want.Backends), func(a, b service.Backend) int { // as the outcomes
+		return cmp.Compare(a.To(p.Destination.Port()).String(), b.To(p.Destination.Port()).String())
+	})
+	for i, b := range backends {
 		g := got[i]
 		switch {
-		case !g.Translated || g.Verdict != "ACCEPT" || g.Destination != b.AddrPort:
+		case !g.Translated || g.Verdict != "ACCEPT" || g.Destination != b.To(p.Destination.Port()):
 			return fmt.Errorf("got %+v, want backend %v", g, b)
-		case math.Abs(g.Probability-1/float64(len(want.Backends))) > 1e-6:
-			return fmt.Errorf("backend %v has probability %v, want 1/%d", b, g.Probability, len(want.Backends))
+		case math.Abs(g.Probability-float64(b.Shares())/float64(sum)) > 1e-6:
+			return fmt.Errorf("backend %v has probability %v, want %d/%d", b, g.Probability, b.Shares(), sum)
 		case g.Masquerade != want.Masquerade(p, b):
 			return fmt.Errorf("backend %v: masquerade %v, want %v", b, g.Masquerade, want.Masquerade(p, b))
 		}

@@ -18,6 +18,7 @@ const (
 	chainPostrouting = chainPrefix + "POSTROUTING" // nat: from POSTROUTING
 	chainForward     = chainPrefix + "FORWARD"     // filter: from FORWARD
 	chainNewFlows    = chainPrefix + "NEW-FLOWS"   // filter: new flows from INPUT, FORWARD and OUTPUT
+	chainUnknown     = chainPrefix + "UNKNOWN"     // filter: ports of Service addresses that no Service has
 	chainClosedPorts = chainPrefix + "CLOSED-NP"   // filter: node ports that reject or drop
 )
 
@@ -34,14 +35,15 @@ func hashedName(prefix string, parts ...string) string {
 
 // The prefixes of chains that belong to one ServicePort.
 const (
-	chainSvc  = chainPrefix + "SVC-" // its ClusterIP: policy, and the backends where nobody else needs them
-	chainExt  = chainPrefix + "EXT-" // its external frontends: policy
-	chainLB   = chainPrefix + "LB-"  // its load-balancer frontends: source ranges
-	chainAll  = chainPrefix + "ALL-" // its backends on every node
-	chainLoc  = chainPrefix + "LOC-" // its backends on this node
-	chainPick = chainPrefix + "PCK-" // a part of a long list of backends
-	chainSep  = chainPrefix + "SEP-" // one endpoint, for session affinity
-	chainFw   = chainPrefix + "FW-"  // filter: what a source range refuses
+	chainSvc   = chainPrefix + "SVC-" // its ClusterIP: policy, and the backends where nobody else needs them
+	chainExt   = chainPrefix + "EXT-" // its external frontends: policy
+	chainLB    = chainPrefix + "LB-"  // its load-balancer frontends: source ranges
+	chainAll   = chainPrefix + "ALL-" // its backends on every node
+	chainLoc   = chainPrefix + "LOC-" // its backends on this node
+	chainPick  = chainPrefix + "PCK-" // a part of a long list of backends
+	chainSep   = chainPrefix + "SEP-" // one endpoint, for session affinity
+	chainRange = chainPrefix + "RNG-" // a range of ports: its exceptions
+	chainFw    = chainPrefix + "FW-"  // filter: what a source range refuses
 )
 
 func portChain(prefix string, sp *service.ServicePort, more ...string) string {

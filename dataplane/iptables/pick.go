@@ -22,18 +22,33 @@ func (c *portCompiler) split(list service.List) bool {
 	return len(c.sp.Backends[list]) > inlineBackends || c.sp.AffinityTimeout > 0
 }
 
+// target is where a backend's packets go, and its weight.
+type target struct {
+	rule   string
+	shares int
+}
+
+func sharesOf(targets []target) int {
+	sum := 0
+	for _, t := range targets {
+		sum += t.shares
+	}
+	return sum
+}
+
 // pick renders the choice of a backend: by session affinity where there is
-// any, else at random, each backend as likely as any other.
+// any, else at random, each backend as often as its weight says.
 func (c *portCompiler) pick(owner string, backends []service.Backend) []string {
 	var rules []string
-	targets := make([]string, len(backends))
+	targets := make([]target, len(backends))
 	for i, b := range backends {
+		targets[i].shares = b.Shares()
 		if c.sp.AffinityTimeout == 0 {
-			targets[i] = c.dnat(b.AddrPort)
+			targets[i].rule = c.dnat(b.AddrPort)
 			continue
 		}
 		sep := c.endpointChain(b.AddrPort)
-		targets[i] = " -j " + sep
+		targets[i].rule = " -j " + sep
 		rules = append(rules, fmt.Sprintf(" -m recent --rcheck --seconds %d --reap --name %s --mask %s --rsource -j %s",
 			int(c.sp.AffinityTimeout.Seconds()), sep, hostMask(c.sp.Family), sep))
 	}
@@ -62,18 +77,24 @@ func hostMask(f service.Family) string {
 }
 
 func (c *portCompiler) dnat(a netip.AddrPort) string {
-	return " -p " + protocolName(c.sp.Protocol) + " -j DNAT --to-destination " + a.String()
+	to := a.String()
+	if a.Port() == 0 { // the port stays
+		to = a.Addr().String()
+	}
+	return " -p " + protocolName(c.sp.Protocol) + " -j DNAT --to-destination " + to
 }
 
-// oneOf renders a plain list: rule i of n takes one in n-i of what is left.
-func oneOf(targets []string) []string {
+// oneOf renders a plain list: each rule takes its share of what is left, which
+// is one in n-i for rule i of n equal ones.
+func oneOf(targets []target) []string {
 	rules := make([]string, len(targets))
+	left := sharesOf(targets)
 	for i, t := range targets {
-		if left := len(targets) - i; left > 1 {
-			rules[i] = insertMatch(t, probability(1, left))
-		} else {
-			rules[i] = t
+		rules[i] = t.rule
+		if i < len(targets)-1 {
+			rules[i] = insertMatch(t.rule, probability(t.shares, left))
 		}
+		left -= t.shares
 	}
 	return rules
 }
@@ -112,7 +133,7 @@ func costFor(n int) int {
 	return cost
 }
 
-func (p *picker) choose(targets []string, cost int) []string {
+func (p *picker) choose(targets []target, cost int) []string {
 	if len(targets) <= pickLeaf {
 		return oneOf(targets)
 	}
@@ -127,7 +148,7 @@ func (p *picker) choose(targets []string, cost int) []string {
 		p.chains[name] = p.choose(targets[:n], cost-i)
 		jump := " -j " + name
 		if n < len(targets) {
-			jump = probability(n, len(targets)) + jump
+			jump = probability(sharesOf(targets[:n]), sharesOf(targets)) + jump
 		}
 		rules = append(rules, jump)
 		targets = targets[n:]

@@ -68,8 +68,12 @@ func (c *portCompiler) policyChain(f *service.Frontend) string {
 func (c *portCompiler) frontend(f *service.Frontend) {
 	k := frontendKey(f.Addr, c.sp.Protocol, f.Port)
 	name := c.comment + " " + f.Kind.String()
+	match := ""
+	if f.LastPort != 0 {
+		k, match = k.prefix(k.addrBits+protocolBits), portsMatch(c.sp.Protocol, f.Port, f.LastPort)
+	}
 	if anyRoute(f, c.pods.Enabled(), func(r service.Route) bool { return r.Action == service.Translate }) {
-		e := entry{key: k, comment: name, target: "-j " + c.policy(f)}
+		e := entry{key: k, match: match, comment: name, target: "-j " + c.exceptions(f, c.policy(f))}
 		if f.Kind == service.NodePort {
 			c.out.ports = append(c.out.ports, e)
 		} else {
@@ -80,12 +84,36 @@ func (c *portCompiler) frontend(f *service.Frontend) {
 	if target == "" {
 		return
 	}
-	e := entry{key: k, comment: name, target: target}
+	e := entry{key: k, match: match, comment: name, target: target}
 	if f.Kind == service.NodePort {
 		c.out.closedPorts = append(c.out.closedPorts, e)
 	} else {
 		c.out.closed = append(c.out.closed, e)
 	}
+}
+
+// exceptions returns a chain that leads a range's packets to chain, but for
+// those that have a frontend of their own and came by because it is closed.
+func (c *portCompiler) exceptions(f *service.Frontend, chain string) string {
+	if len(f.Except) == 0 {
+		return chain
+	}
+	var rules []string
+	for _, port := range f.Except {
+		rules = append(rules, " -p "+protocolName(c.sp.Protocol)+portsMatch(c.sp.Protocol, port, port)+" -j RETURN")
+	}
+	name := portChain(chainRange, c.sp, f.Addr.String())
+	c.out.nat[name] = c.withComment(append(rules, " -j "+chain))
+	return name
+}
+
+// portsMatch renders the comparison with a range of ports.
+func portsMatch(p service.Protocol, first, last uint16) string {
+	ports := itoa(first)
+	if last != first {
+		ports += ":" + itoa(last)
+	}
+	return " -m " + protocolName(p) + " --dport " + ports
 }
 
 // policy returns the chain that a frontend's packets enter.

@@ -63,6 +63,8 @@ func newRuleset(family service.Family, facts *service.NodeFacts, s settings) *ru
 		owned:    map[netip.Addr]int{},
 	}
 	r.filter.put(chainForward, r.forwardChain())
+	// TCP gets a reset, see portCompiler.reject.
+	r.filter.put(chainUnknown, []string{" -p tcp -j REJECT --reject-with tcp-reset", " -j REJECT"})
 	for chain, rules := range r.fixedChains() {
 		r.nat.put(chain, rules)
 	}
@@ -104,7 +106,7 @@ func (r *ruleset) own(res *service.Resolved, by int) {
 			}
 			had := r.owned[f.Addr]
 			r.owned[f.Addr] = had + by
-			e := entry{key: prefixKey(netip.PrefixFrom(f.Addr, f.Addr.BitLen())), comment: "port of no Service", target: "-j REJECT"}
+			e := entry{key: prefixKey(netip.PrefixFrom(f.Addr, f.Addr.BitLen())), comment: "port of no Service", target: "-j " + chainUnknown}
 			switch {
 			case had == 0:
 				r.filter.addresses.set(e)

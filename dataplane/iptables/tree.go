@@ -39,6 +39,7 @@ type node struct {
 // entry leads packets that match key to target.
 type entry struct {
 	key     key
+	match   string // what is compared besides the key
 	comment string // names the Service
 	target  string // what follows the match: "-j CHAIN", perhaps with options
 }
@@ -267,7 +268,7 @@ func (t *tree) render(n *node) []string {
 		}
 	}
 	for _, e := range n.entries {
-		rules = append(rules, e.key.match(t.flag, known)+comment(e.comment)+" "+e.target)
+		rules = append(rules, e.key.match(t.flag, known)+e.match+comment(e.comment)+" "+e.target)
 	}
 	return rules
 }

@@ -92,7 +92,7 @@ func TestTreeEmptiesToNothing(t *testing.T) {
 func TestTreeKeepsWhatAnotherTookOver(t *testing.T) {
 	tr := newTree("-d", prefixChain)
 	k := frontendKey(netip.MustParseAddr("10.96.0.1"), service.TCP, 80)
-	old, next := entry{k, "old", "-j OLD"}, entry{k, "new", "-j NEW"}
+	old, next := entry{key: k, comment: "old", target: "-j OLD"}, entry{key: k, comment: "new", target: "-j NEW"}
 	tr.set(old)
 	tr.set(next)
 	tr.remove(old)

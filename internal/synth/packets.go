@@ -42,7 +42,9 @@ func Packets(rng *rand.Rand, table *service.Table) []service.Packet {
 					backend = append(backend, all[rng.IntN(len(all))].Addr())
 				}
 				for _, a := range to {
-					add(netip.AddrPortFrom(a, fe.Port), sp.Protocol, backend...)
+					for _, port := range portsOf(rng, &fe) {
+						add(netip.AddrPortFrom(a, port), sp.Protocol, backend...)
+					}
 				}
 			}
 		}
@@ -58,6 +60,16 @@ func Packets(rng *rand.Rand, table *service.Table) []service.Packet {
 	add(netip.MustParseAddrPort("192.168.77.11:22"), service.TCP)
 	add(netip.MustParseAddrPort("[fd00:96::ffff]:80"), service.UDP)
 	return out
+}
+
+// portsOf are a frontend's port, or some of a range: its ends and those beside
+// them, one inside, and one that is another's.
+func portsOf(rng *rand.Rand, fe *service.Frontend) []uint16 {
+	if fe.LastPort == 0 {
+		return []uint16{fe.Port}
+	}
+	out := []uint16{fe.Port, fe.LastPort, fe.Port - 1, fe.LastPort + 1, fe.Port + uint16(rng.IntN(int(fe.LastPort-fe.Port)+1))}
+	return append(out, fe.Except[:min(1, len(fe.Except))]...)
 }
 
 var pods, pods6 = netip.MustParsePrefix("10.128.0.0/16"), netip.MustParsePrefix("fd00:128::/64")

@@ -1,6 +1,7 @@
 package synth
 
 import (
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -48,6 +49,9 @@ func (r *Random) Config() service.Config {
 		NodePortAddresses: pick(r, nil, nil, []string{"primary"}, []string{"192.168.90.0/24"}, []string{"all"}),
 		DetectLocalMode:   pick(r, service.DetectClusterCIDR, service.DetectClusterCIDR, service.DetectInterfaceNamePrefix),
 	}
+	if r.chance(0.2) {
+		opts.ExternalIPCIDRs = []netip.Prefix{netip.MustParsePrefix("10.200.0.0/30"), netip.MustParsePrefix("fd00:200::/126")}
+	}
 	if opts.DetectLocalMode == service.DetectInterfaceNamePrefix {
 		opts.InterfaceNamePrefix = "veth"
 	} else if r.chance(0.8) {
@@ -91,6 +95,17 @@ func (r *Random) Service(i int) *service.Service {
 	for range r.rng.IntN(3) {
 		svc.ExternalIPs = append(svc.ExternalIPs, r.addr(pick(r, families...), externalNet, 6))
 	}
+	if r.chance(0.05) { // perhaps another Service's ClusterIP
+		svc.ExternalIPs = append(svc.ExternalIPs, r.addr(pick(r, families...), clusterNet, 5000))
+	}
+	if r.chance(0.15) {
+		svc.Annotations = map[string]string{
+			"nodeproxy.io/port-range": pick(r, "70-80", "81-81", "1000-3000", "30000-30020", "90-80"),
+		}
+	}
+	if r.chance(0.1) {
+		svc.Annotations = map[string]string{"nodeproxy.io/algorithm": pick(r, "maglev", "random", "best")}
+	}
 	for range r.rng.IntN(3) {
 		svc.Ingress = append(svc.Ingress, service.Ingress{Addr: r.addr(pick(r, families...), externalNet, 6), Proxy: r.chance(0.2)})
 	}
@@ -128,6 +143,7 @@ func (r *Random) Slice(svc *service.Service, j int) *service.EndpointSlice {
 		slice.Ports = append(slice.Ports, service.EndpointPort{Name: p.Name, Protocol: p.Protocol, Number: uint16(8080 + j%2)})
 	}
 	hints := r.chance(0.3)
+	weights := map[string]int{}
 	for range pick(r, 0, 1, 2, 3, 3, 12) {
 		ep := service.Endpoint{
 			Addr: r.addr(slice.Family, podNet, 60), NodeName: pick(r, "node-a", "node-b", ""),
@@ -140,6 +156,14 @@ func (r *Random) Slice(svc *service.Service, j int) *service.EndpointSlice {
 			ep.NodeHints = pick(r, []string{"node-a"}, []string{"node-b"})
 		}
 		slice.Endpoints = append(slice.Endpoints, ep)
+		weights[ep.Addr.String()] = pick(r, 0, 1, 2, 3, 10)
+	}
+	if r.chance(0.2) {
+		text, err := json.Marshal(weights)
+		if err != nil {
+			panic(err) // a map of numbers
+		}
+		slice.Weights = string(text)
 	}
 	return slice
 }

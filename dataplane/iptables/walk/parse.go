@@ -31,7 +31,7 @@ type match func(*walker) bool
 // target is what a rule does; name is a chain to jump to, or a word.
 type target struct {
 	name       string
-	to         netip.AddrPort // DNAT
+	to         netip.AddrPort // DNAT; with port 0, the port stays
 	value, bit uint32         // MARK: cleared bits, then flipped ones
 }
 
@@ -189,7 +189,12 @@ func (a *arguments) option(option string, t *target) (match, error) {
 		return nil, parseMark(a.next(), &t.value, &t.bit)
 	case "--to-destination":
 		var err error
-		t.to, err = netip.ParseAddrPort(a.next())
+		to := a.next()
+		if addr, noPort := netip.ParseAddr(to); noPort == nil {
+			t.to = netip.AddrPortFrom(addr, 0)
+			return nil, nil
+		}
+		t.to, err = netip.ParseAddrPort(to)
 		return nil, err
 	default:
 		return nil, fmt.Errorf("unknown option %s", option)

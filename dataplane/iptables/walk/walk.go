@@ -172,7 +172,11 @@ func (w *walker) chain(table, name string, depth int) (bool, error) {
 			w.masquerade, w.verdict = true, "ACCEPT"
 			return true, nil
 		case "DNAT":
-			w.packet.Destination, w.translated, w.verdict = t.to, true, "ACCEPT"
+			to := t.to
+			if to.Port() == 0 {
+				to = netip.AddrPortFrom(to.Addr(), w.packet.Destination.Port())
+			}
+			w.packet.Destination, w.translated, w.verdict = to, true, "ACCEPT"
 			return true, nil
 		default:
 			done, err := w.chain(table, t.name, depth+1)
