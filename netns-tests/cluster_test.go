@@ -113,6 +113,7 @@ var services = []svc{
 	{37, "maglev", allPods(), func(s *corev1.Service, _ []*discoveryv1.EndpointSlice) {
 		s.Annotations = map[string]string{"nodeproxy.io/algorithm": "maglev"}
 	}},
+	{38, "local-b", pods("pod-b1"), externalLocal},
 }
 
 // portRange gives the Service all ports at which Pods serve.

@@ -12,6 +12,7 @@ import (
 	"github.com/nodeproxy/nodeproxy/dataplane"
 	"github.com/nodeproxy/nodeproxy/dataplane/ebpf"
 	"github.com/nodeproxy/nodeproxy/dataplane/iptables"
+	"github.com/nodeproxy/nodeproxy/dataplane/loopback"
 )
 
 // openDataplane sets up a mode, and what takes the node over from another.
@@ -35,6 +36,9 @@ func openDataplane(ctx context.Context, opts *runOptions, mode string, log *slog
 		if err := h.keepPorts(); err != nil {
 			return nil, nil, errors.Join(err, dp.Close())
 		}
+		if o.PacketsOnly {
+			return loopback.New(dp, log), h, nil
+		}
 		return dp, h, nil
 	}
 	dp, err := iptables.New(ctx, iptables.Options{
@@ -44,7 +48,7 @@ func openDataplane(ctx context.Context, opts *runOptions, mode string, log *slog
 		return nil, nil, fmt.Errorf("set up iptables mode: %w", err)
 	}
 	log.Info("iptables back end", "backend", string(dp.Backend()))
-	return dp, h, nil
+	return loopback.New(dp, log), h, nil
 }
 
 // chooseMode picks ebpf where the kernel has all that it needs.

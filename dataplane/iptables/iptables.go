@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/nodeproxy/nodeproxy/service"
@@ -143,31 +144,18 @@ func (d *Dataplane) forgetUDP(ctx context.Context, f service.Family, facts *serv
 func (d *Dataplane) warnUnsupported(table *service.Table, changed []service.Name) {
 	check := func(name service.Name) {
 		res := table.Services[name]
-		if res == nil {
+		maglev := res != nil && slices.ContainsFunc(res.Ports, func(sp service.ServicePort) bool { return sp.Algorithm == service.Maglev })
+		if maglev && !d.warned[name] {
+			d.opts.Log.Warn("netfilter can not choose by maglev: endpoints are chosen at random", "service", name.String())
+		}
+		if d.warned[name] = maglev; !maglev {
 			delete(d.warned, name)
-			return
-		}
-		if d.warned[name] {
-			return
-		}
-		for i := range res.Ports {
-			sp := &res.Ports[i]
-			if sp.Algorithm == service.Maglev {
-				d.warned[name] = true
-				d.opts.Log.Warn("netfilter can not choose by maglev: endpoints are chosen at random", "service", name.String())
-				return
-			}
-			for _, f := range sp.Frontends {
-				if f.Kind == service.NodePort && table.Node.NodePorts[sp.Family].Loopback {
-					d.warned[name] = true
-					d.opts.Log.Info("node port is not served on loopback addresses in iptables mode",
-						"service", name.String(), "port", f.Port)
-					return
-				}
-			}
 		}
 	}
 	if changed == nil {
+		for name := range d.warned {
+			check(name)
+		}
 		for name := range table.Services {
 			check(name)
 		}

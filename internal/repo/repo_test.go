@@ -21,6 +21,7 @@ var allowed = map[string][]string{
 	"dataplane":               {"service"},
 	"dataplane/iptables":      {"service"},
 	"dataplane/iptables/walk": {},
+	"dataplane/loopback":      {"dataplane", "service"},
 	"dataplane/ebpf":          {"service"},
 	"lab":                     {"lab/echo", "lab/manifest"},
 	"lab/echo":                {},
