@@ -23,6 +23,16 @@ func pinDir(l *lab.Lab, node string) string {
 	return filepath.Join("/sys/fs/bpf/nodeproxy", l.Netns(node))
 }
 
+// layoutDir is the one below pinDir whose name is the version of the maps'
+// layout. There is none where the mode is another, or ended.
+func layoutDir(l *lab.Lab, node string) string {
+	dirs, _ := filepath.Glob(filepath.Join(pinDir(l, node), "v*")) // the pattern is right
+	if len(dirs) == 0 {
+		return filepath.Join(pinDir(l, node), "none")
+	}
+	return dirs[0]
+}
+
 // cgroupHooks are the hooks of sockets.
 var cgroupHooks = []ebpf.AttachType{
 	ebpf.AttachCGroupInet4Connect, ebpf.AttachCGroupInet6Connect,
@@ -76,7 +86,7 @@ func savedMaps(t *testing.T, l *lab.Lab, node string) string {
 	t.Helper()
 	var out strings.Builder
 	for _, name := range syncedMaps {
-		m, err := ebpf.LoadPinnedMap(filepath.Join(pinDir(l, node), "v1/maps", name), &ebpf.LoadPinOptions{ReadOnly: true})
+		m, err := ebpf.LoadPinnedMap(filepath.Join(layoutDir(l, node), "maps", name), &ebpf.LoadPinOptions{ReadOnly: true})
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // the mode is another, or ended
 		}
@@ -95,7 +105,7 @@ func savedMaps(t *testing.T, l *lab.Lab, node string) string {
 		slices.Sort(lines)
 		out.WriteString(strings.Join(lines, ""))
 	}
-	pins, _ := filepath.Glob(filepath.Join(pinDir(l, node), "v1/links/*")) // the pattern is right
+	pins, _ := filepath.Glob(filepath.Join(layoutDir(l, node), "links/*")) // the pattern is right
 	for _, pin := range pins {
 		held, err := link.LoadPinnedLink(pin, nil)
 		if err != nil {

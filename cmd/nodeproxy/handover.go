@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nodeproxy/nodeproxy/dataplane/ebpf"
 	"github.com/nodeproxy/nodeproxy/dataplane/iptables"
@@ -66,6 +69,12 @@ func prepare(ctx context.Context, opts *runOptions, mode string, log *slog.Logge
 	}
 	if h.programs {
 		log.Info("taking over from ebpf mode; its flows go on until they end")
+		// Flows of ebpf mode, of other nodes too, may have the ports of older ones.
+		if n, err := iptables.ForgetFrozenFlows(); err != nil {
+			log.Warn("flows of other nodes in ebpf mode may stall", "error", err)
+		} else if n > 0 {
+			log.Info("conntrack was off; TCP entries from before deleted", "entries", n)
+		}
 	}
 	return h, nil
 }
@@ -108,7 +117,8 @@ func (h *handover) report(done string, err error) {
 }
 
 // drainChains removes what decides on new flows at once, and what lets open
-// ones pass when there are none.
+// ones pass when there are none. UDP is not waited for: its next packet meets
+// the programs first.
 func (h *handover) drainChains(ctx context.Context) error {
 	if err := iptables.Retire(ctx); err != nil {
 		return err
@@ -118,7 +128,8 @@ func (h *handover) drainChains(ctx context.Context) error {
 	}
 	err := h.wait(ctx, func() (bool, error) {
 		flows, err := iptables.TranslatedFlows()
-		return len(flows) == 0, err
+		udp := func(f iptables.Translated) bool { return f.Protocol == unix.IPPROTO_UDP }
+		return len(slices.DeleteFunc(flows, udp)) == 0, err
 	})
 	if err != nil {
 		return err
@@ -138,7 +149,7 @@ func (h *handover) keepPorts() error {
 	}
 	var replies []ebpf.Reply
 	for _, f := range flows {
-		if f.TCP { // UDP begins anew with the next packet
+		if f.Protocol == unix.IPPROTO_TCP { // UDP begins anew with the next packet
 			replies = append(replies, ebpf.Reply{From: f.From, To: f.To})
 		}
 	}

@@ -10,7 +10,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
-	"golang.org/x/sys/unix"
 
 	"github.com/nodeproxy/nodeproxy/service"
 )
@@ -148,7 +147,7 @@ func (u *udpFlows) forget(ctx context.Context, family service.Family) (uint, err
 // Translated is a flow whose destination was rewritten, by where its answers
 // come from and go to.
 type Translated struct {
-	TCP      bool
+	Protocol uint8 // unix.IPPROTO_*
 	From, To netip.AddrPort
 }
 
@@ -169,8 +168,7 @@ func TranslatedFlows() ([]Translated, error) {
 			from, _ := netip.AddrFromSlice(r.SrcIP) // both are addresses: the kernel says so
 			to, _ := netip.AddrFromSlice(r.DstIP)
 			out = append(out, Translated{
-				TCP:  r.Protocol == unix.IPPROTO_TCP,
-				From: netip.AddrPortFrom(from.Unmap(), r.SrcPort), To: netip.AddrPortFrom(to.Unmap(), r.DstPort),
+				Protocol: r.Protocol, From: netip.AddrPortFrom(from.Unmap(), r.SrcPort), To: netip.AddrPortFrom(to.Unmap(), r.DstPort),
 			})
 		}
 	}
