@@ -130,6 +130,43 @@ static __noinline int answer_icmp(struct __sk_buff *skb, struct work *w, __u32 w
 	return send_back(skb, w);
 }
 
+/* Turns an echo request into its reply, in place. Swapping the addresses leaves
+ * every checksum as it is. */
+static __noinline int answer_echo(struct __sk_buff *skb, struct work *w)
+{
+	__u8 ttl = OUR_TTL, type;
+	__u16 old, new;
+	struct packet *p;
+	long err;
+
+	if (!w)
+		return TC_ACT_SHOT;
+	p = &w->p;
+	type = p->v4 ? ICMP_ECHOREPLY : ICMPV6_ECHO_REPLY;
+	old = bpf_htons(p->icmp_type << 8); /* type and code, which is 0 */
+	new = bpf_htons(type << 8);
+	err = bpf_l4_csum_replace(skb, p->l4 + 2, old, new, sizeof(new));
+	err |= bpf_skb_store_bytes(skb, p->l4, &type, sizeof(type), 0);
+	reverse(&w->to, &p->t);
+	if (p->v4) {
+		__be32 addrs[2] = {w->to.src.w[3], w->to.dst.w[3]};
+
+		err |= bpf_l3_csum_replace(skb, p->l3 + IP4_CHECK, bpf_htons(p->ttl << 8),
+					   bpf_htons(ttl << 8), sizeof(__u16));
+		err |= bpf_skb_store_bytes(skb, p->l3 + IP4_TTL, &ttl, sizeof(ttl), 0);
+		err |= bpf_skb_store_bytes(skb, p->l3 + IP4_SRC, addrs, sizeof(addrs), 0);
+	} else {
+		err |= bpf_skb_store_bytes(skb, p->l3 + IP6_HOPS, &ttl, sizeof(ttl), 0);
+		err |=
+		    bpf_skb_store_bytes(skb, p->l3 + IP6_SRC, &w->to, 2 * sizeof(struct addr), 0);
+	}
+	if (err) {
+		count(REASON_REWRITE, p->total);
+		return TC_ACT_SHOT;
+	}
+	return send_back(skb, w);
+}
+
 /*
  * Resets a TCP connection that no flow is known of. The segment that has no
  * ACK is acknowledged as RFC 9293 3.10.7.1 says.

@@ -25,6 +25,9 @@ volatile const bool redirect_peer = false;
 /* Sockets are translated only where this is set: "packets only" clears it. */
 volatile const bool translate_sockets = true;
 
+/* Pings of addresses that only services have are answered, not refused. */
+volatile const bool ping_services = false;
+
 /* Only types that a variable has are in the object's type information. This one
  * is there to give Go these. */
 volatile const union {

@@ -88,7 +88,13 @@ static __always_inline int no_ports(struct __sk_buff *skb, struct work *w)
 		return NEXT;
 	if (!is_owned(address_flags(&w->p.t.dst)))
 		return NEXT;
-	return error ? drop(REASON_UNKNOWN_PORT, &w->p) : refuse_unknown(skb, w);
+	if (error)
+		return drop(REASON_UNKNOWN_PORT, &w->p);
+	if (ping_services && w->p.saw == FRAGMENT_NONE) {
+		count(REASON_ECHO, w->p.total);
+		return answer_echo(skb, w);
+	}
+	return refuse_unknown(skb, w);
 }
 
 /*

@@ -13,6 +13,7 @@
 #define TCP_ACK 0x10
 
 /* The kernel's own headers of these pull in libc. */
+#define ICMP_ECHOREPLY 0
 #define ICMP_DEST_UNREACH 3
 #define ICMP_PORT_UNREACH 3
 #define ICMP_FRAG_NEEDED 4
@@ -25,6 +26,7 @@
 #define ICMPV6_TIME_EXCEED 3
 #define ICMPV6_PARAMPROB 4
 #define ICMPV6_ECHO_REQUEST 128
+#define ICMPV6_ECHO_REPLY 129
 
 /* Where the IPv4 addresses stand in struct iphdr, and so on. */
 #define IP4_TTL 8

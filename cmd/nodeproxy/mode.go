@@ -42,7 +42,8 @@ func openDataplane(ctx context.Context, opts *runOptions, mode string, log *slog
 		return dp, h, nil
 	}
 	dp, err := iptables.New(ctx, iptables.Options{
-		Backend: iptables.Backend(opts.backend), MasqueradeBit: opts.masqueradeBit, Instance: opts.instance, Log: log,
+		Backend: iptables.Backend(opts.backend), MasqueradeBit: opts.masqueradeBit, PingServiceIPs: opts.pingServiceIPs,
+		Instance: opts.instance, Log: log,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("set up iptables mode: %w", err)
@@ -70,7 +71,7 @@ func chooseMode(log *slog.Logger) string {
 func (o *runOptions) ebpf(log *slog.Logger) ebpf.Options {
 	return ebpf.Options{
 		Instance: o.instance, CgroupPath: o.cgroup, PacketsOnly: !o.sockets, Interfaces: o.interfaces,
-		Terminate: ebpf.Terminate(o.terminate), Logger: log,
+		PingServiceIPs: o.pingServiceIPs, Terminate: ebpf.Terminate(o.terminate), Logger: log,
 	}
 }
 

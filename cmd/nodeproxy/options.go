@@ -25,6 +25,7 @@ type runOptions struct {
 	externalIPCIDRs              []string
 	minSyncPeriod, syncPeriod    time.Duration
 	masqueradeAll                bool
+	pingServiceIPs               bool
 	masqueradeBit                int
 	localhostNodePorts           bool
 	detectLocalMode              string
@@ -62,6 +63,7 @@ func (o *runOptions) register(f *pflag.FlagSet) {
 	f.StringSliceVar(&o.externalIPCIDRs, "external-ip-cidrs", nil, "ranges outside of which no externalIP of a Service is honoured (default: none is refused for that)")
 	f.DurationVar(&o.minSyncPeriod, "min-sync-period", time.Second, "least time between two changes of the kernel")
 	f.DurationVar(&o.syncPeriod, "sync-period", 30*time.Second, "how often the kernel is compared with what it should hold")
+	f.BoolVar(&o.pingServiceIPs, "ping-service-ips", false, "answer pings of ClusterIPs, external and load-balancer addresses instead of refusing them")
 	f.BoolVar(&o.masqueradeAll, "masquerade-all", false, "masquerade all traffic to ClusterIPs")
 	f.IntVar(&o.masqueradeBit, "iptables-masquerade-bit", iptables.DefaultMasqueradeBit, "bit of the packet mark that asks for masquerade, 0 to 31")
 	f.BoolVar(&o.localhostNodePorts, "iptables-localhost-nodeports", true, "node ports answer on loopback addresses, where the mode can do that")

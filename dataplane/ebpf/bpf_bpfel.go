@@ -258,7 +258,8 @@ const (
 	bpfReasonREASON_SOCKET_REFUSED    bpfReason = 23
 	bpfReasonREASON_SOCKET_ASIDE      bpfReason = 24
 	bpfReasonREASON_UNKNOWN_PORT      bpfReason = 25
-	bpfReasonREASONS                  bpfReason = 26
+	bpfReasonREASON_ECHO              bpfReason = 26
+	bpfReasonREASONS                  bpfReason = 27
 )
 
 type bpfRoute uint32
@@ -359,6 +360,7 @@ const (
 	bpfVarNatPortMax       = "nat_port_max"
 	bpfVarNatPortMin       = "nat_port_min"
 	bpfVarNatPortTries     = "nat_port_tries"
+	bpfVarPingServices     = "ping_services"
 	bpfVarRedirectPeer     = "redirect_peer"
 	bpfVarTranslateSockets = "translate_sockets"
 	bpfVarTypes            = "types"
@@ -456,6 +458,7 @@ type bpfVariableSpecs struct {
 	NatPortMax       *ebpf.VariableSpec `ebpf:"nat_port_max"`
 	NatPortMin       *ebpf.VariableSpec `ebpf:"nat_port_min"`
 	NatPortTries     *ebpf.VariableSpec `ebpf:"nat_port_tries"`
+	PingServices     *ebpf.VariableSpec `ebpf:"ping_services"`
 	RedirectPeer     *ebpf.VariableSpec `ebpf:"redirect_peer"`
 	TranslateSockets *ebpf.VariableSpec `ebpf:"translate_sockets"`
 	Types            *ebpf.VariableSpec `ebpf:"types"`
@@ -532,6 +535,7 @@ type bpfVariables struct {
 	NatPortMax       *ebpf.Variable `ebpf:"nat_port_max"`
 	NatPortMin       *ebpf.Variable `ebpf:"nat_port_min"`
 	NatPortTries     *ebpf.Variable `ebpf:"nat_port_tries"`
+	PingServices     *ebpf.Variable `ebpf:"ping_services"`
 	RedirectPeer     *ebpf.Variable `ebpf:"redirect_peer"`
 	TranslateSockets *ebpf.Variable `ebpf:"translate_sockets"`
 	Types            *ebpf.Variable `ebpf:"types"`

@@ -31,6 +31,9 @@ type Options struct {
 	// RedirectPeer takes packets into Pods past the egress hooks of their
 	// interface on the node.
 	RedirectPeer bool
+	// PingServiceIPs answers pings of addresses that only Services have; without
+	// it they are refused.
+	PingServiceIPs bool
 	// NATPortMin and NATPortMax are the source ports of masqueraded flows, both
 	// included. Keep them outside net.ipv4.ip_local_port_range, whose default
 	// ends at 60999. Default 61000 to 65535.

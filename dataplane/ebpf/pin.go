@@ -14,7 +14,7 @@ import (
 
 // layoutVersion is that of bpf/types.h and maps.h. Pins of another version are
 // removed once ours are attached.
-const layoutVersion = "v4"
+const layoutVersion = "v5"
 
 const defaultBPFFS = "/sys/fs/bpf"
 
@@ -145,6 +145,7 @@ func setConstants(spec *ebpf.CollectionSpec, o *Options, f kernelFeatures) error
 		bpfVarCsumIpv6:         f.csumIPv6,
 		bpfVarRedirectPeer:     o.RedirectPeer,
 		bpfVarTranslateSockets: !o.PacketsOnly,
+		bpfVarPingServices:     o.PingServiceIPs,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return fmt.Errorf("setting %s: %w", name, err)

@@ -34,6 +34,9 @@ type Options struct {
 	Backend Backend
 	// MasqueradeBit is the bit of the packet mark that asks for masquerade, 0 to 31.
 	MasqueradeBit int
+	// PingServiceIPs answers pings of addresses that only Services have; without
+	// it they are refused.
+	PingServiceIPs bool
 	// Instance is named in the comment of the jumps from built-in chains.
 	Instance string
 	Log      *slog.Logger
@@ -91,6 +94,7 @@ func New(ctx context.Context, opts Options) (*Dataplane, error) {
 		dropInvalid: !tcpBeLiberal(),
 		randomFully: d.families[service.IPv4].kernel.tool.HasRandomFully(),
 		owner:       opts.Instance,
+		ping:        opts.PingServiceIPs,
 	}
 	return d, nil
 }

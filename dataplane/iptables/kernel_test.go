@@ -101,6 +101,24 @@ func TestKernelHoldsWhatWasWritten(t *testing.T) {
 	})
 }
 
+func TestKernelHoldsPings(t *testing.T) {
+	eachBackend(t, func(t *testing.T, b Backend) {
+		r := service.NewResolver(synth.Config())
+		r.Apply(synth.NewRandom(1).Cluster(10))
+		for i := range 2 {
+			d := mustNew(t, b)
+			d.settings.ping = true
+			d.mustSync(t, r.Table(), nil)
+			if i > 0 && d.writes() != 0 {
+				t.Errorf("an agent that was started again wrote %d transactions over its own", d.writes())
+			}
+		}
+		if n := strings.Count(saved(t), `--comment ping -j DNAT`); n < 10 {
+			t.Errorf("%d rules for pings", n)
+		}
+	})
+}
+
 func TestPartialSyncLeavesWhatAFullOneWants(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b Backend) {
 		gen := synth.NewRandom(42)

@@ -18,6 +18,7 @@ type settings struct {
 	// chainComments puts a comment into each Service's chains too, beside that
 	// on the rule that leads there.
 	chainComments bool
+	ping          bool // answer pings of addresses that only Services have
 }
 
 // ruleset is the wanted rules of one family and how they follow from a Table,
@@ -110,12 +111,31 @@ func (r *ruleset) own(res *service.Resolved, by int) {
 			switch {
 			case had == 0:
 				r.filter.addresses.set(e)
+				r.answerPing(e, r.nat.addresses.set)
 			case had+by == 0:
 				delete(r.owned, f.Addr)
 				r.filter.addresses.remove(e)
+				r.answerPing(e, r.nat.addresses.remove)
 			}
 		}
 	}
+}
+
+// answerPing leads echo requests for an address to the node itself, whose answer
+// conntrack gives the address that was asked. REDIRECT would drop what comes in
+// by an interface without an address, as those of routed Pods.
+func (r *ruleset) answerPing(e entry, do func(entry)) {
+	local := r.facts.Local[r.family]
+	at := slices.IndexFunc(local, netip.Addr.IsGlobalUnicast)
+	if !r.ping || at < 0 {
+		return
+	}
+	e.match = " -p icmp -m icmp --icmp-type 8"
+	if r.family == service.IPv6 {
+		e.match = " -p ipv6-icmp -m icmp6 --icmpv6-type 128"
+	}
+	e.comment, e.target = "ping", "-j DNAT --to-destination "+local[at].String()
+	do(e)
 }
 
 // compile renders all ports of a Service in this family.
