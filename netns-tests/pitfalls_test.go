@@ -214,3 +214,22 @@ func addUplink(t *testing.T, l *lab.Lab) {
 	}
 	time.Sleep(100 * time.Millisecond) // neighbours of a link that has just come up
 }
+
+// TestP25Hairpin has the only endpoint of a Service dial it, over TCP and UDP,
+// with Pods behind routed veths and behind a bridge.
+func TestP25Hairpin(t *testing.T) {
+	eachColumn(t, func(t *testing.T, c column) {
+		for _, bridge := range []bool{false, true} {
+			t.Run(fmt.Sprintf("bridge=%v", bridge), func(t *testing.T) {
+				l := c.up(t, bridge)
+				apply(t, l, find("single"), find("internal"))
+				startAgents(t, l)
+				runScenarios(t, l, []scenario{
+					{name: "by ClusterIP", from: "pod-a1", to: "single cluster, internal cluster", want: "pod-a1"},
+					{name: "by other addresses", from: "pod-a1", to: "single node-a, single node-b, single external, single balancer",
+						want: "pod-a1", source: masked},
+				})
+			})
+		}
+	})
+}

@@ -34,6 +34,7 @@ type Dataplane struct {
 	planner    *planner
 	interfaces *interfaces
 	unsure     bool // the last Sync failed: the mirror may be wrong
+	waiting    bool // to attach, until the maps are filled: another layout's programs work meanwhile
 }
 
 // New loads the programs, takes over what an earlier agent of the instance left
@@ -86,7 +87,9 @@ func (d *Dataplane) start(p pins) error {
 		go d.collect(ctx)
 		return nil
 	}
-	if err := d.attach(p); err != nil {
+	if d.waiting = p.hasOtherLayouts(); d.waiting {
+		d.interfaces.waiting = true
+	} else if err := d.attach(p); err != nil {
 		cancel()
 		return errors.Join(err, ns.Close())
 	}
@@ -121,14 +124,31 @@ func (d *Dataplane) attach(p pins) error {
 	} else if err := detachCgroup(p); err != nil {
 		return err
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	// One strange device shall not keep the others from being served.
 	if err := d.interfaces.refresh(); err != nil && len(d.interfaces.attached) == 0 {
 		return err
 	} else if err != nil {
 		d.o.Logger.Warn("interfaces", "error", err)
 	}
+	return nil
+}
+
+// upgrade attaches the programs once their maps are filled, takes over the flows
+// of another layout, and ends that one: its programs have worked until then.
+// Flows that begin while they are copied are copied in the second round.
+func (d *Dataplane) upgrade() error {
+	p := pinsOf(&d.o)
+	if err := p.copyFlows(d.objs); err != nil {
+		return err
+	}
+	d.interfaces.waiting = false
+	if err := d.inNamespace(func() error { return d.attach(p) }); err != nil {
+		return err
+	}
+	if err := p.copyFlows(d.objs); err != nil {
+		return err
+	}
+	d.waiting = false
 	return p.removeOtherLayouts()
 }
 
@@ -238,6 +258,9 @@ func (d *Dataplane) Sync(ctx context.Context, table *service.Table, changed []se
 	d.unsure = true
 	if err == nil {
 		err = d.planner.carryOut(ctx, d.maps, writes)
+	}
+	if err == nil && d.waiting {
+		err = d.upgrade()
 	}
 	if err != nil {
 		return fmt.Errorf("ebpf: sync: %w", err)

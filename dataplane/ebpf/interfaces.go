@@ -49,6 +49,7 @@ type interfaces struct {
 	tcx      bool
 	pods     [2]service.PodDetector
 	attached map[int]string // by index; the name it was attached under
+	waiting  bool           // only the map is kept up to date, nothing attached
 }
 
 // refresh makes programs and map agree with the interfaces there are. An
@@ -78,7 +79,7 @@ func (i *interfaces) refresh() error {
 		seen[a.Index] = true
 		// The map first: programs look into it.
 		err := i.describe(l, names[a.MasterIndex], addrs)
-		if err == nil && i.attached[a.Index] == "" {
+		if err == nil && !i.waiting && i.attached[a.Index] == "" {
 			if err = i.attach(l); err == nil {
 				i.attached[a.Index] = a.Name
 			}

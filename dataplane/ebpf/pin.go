@@ -13,7 +13,7 @@ import (
 )
 
 // layoutVersion is that of bpf/types.h and maps.h. Pins of another version are
-// removed once ours are attached.
+// removed once ours are filled and attached.
 const layoutVersion = "v5"
 
 const defaultBPFFS = "/sys/fs/bpf"
@@ -37,24 +37,6 @@ func (p pins) create() error {
 	for _, dir := range []string{p.maps, p.links} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("pins: %w", err)
-		}
-	}
-	return nil
-}
-
-// removeOtherLayouts ends what a release with another layout left, once ours is
-// attached. Its flows end with it.
-func (p pins) removeOtherLayouts() error {
-	dirs, err := os.ReadDir(p.root)
-	if err != nil {
-		return fmt.Errorf("pins: %w", err)
-	}
-	for _, dir := range dirs {
-		if dir.Name() == layoutVersion {
-			continue
-		}
-		if err := os.RemoveAll(filepath.Join(p.root, dir.Name())); err != nil {
-			return fmt.Errorf("pins: remove layout %s: %w", dir.Name(), err)
 		}
 	}
 	return nil

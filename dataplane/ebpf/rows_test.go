@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -233,10 +234,6 @@ func TestP41OtherSizes(t *testing.T) {
 	d := n.start(t, o)
 	table := n.table(svc{name: "s", backends: append(to(podA, "8080"), to(podB, "8080")...)})
 	syncAll(t, d, table)
-	other := filepath.Join(o.PinRoot, "default", "v0", "maps")
-	if err := os.MkdirAll(other, 0o700); err != nil {
-		t.Fatal(err)
-	}
 	var conns []net.Conn
 	in(t, n.client, func() error {
 		for range 200 {
@@ -263,6 +260,54 @@ func TestP41OtherSizes(t *testing.T) {
 			t.Errorf("a connection from before: %v", err)
 		}
 		c.Close()
+	}
+}
+
+// TestP41OtherLayout: an agent with another layout of maps takes over from the
+// one before, with a larger table of flows: connections go on, none fails
+// meanwhile, and what the other left is gone.
+func TestP41OtherLayout(t *testing.T) {
+	n := newTestNet(t)
+	n.serveAll(t)
+	o := Options{PinRoot: bpffs(t) + "/nodeproxy", CgroupPath: cgroup(t), Sizes: Sizes{Flows: 8192}}
+	d := n.start(t, o)
+	table := n.table(both(svc{name: "s", backends: append(to(podA, "8080"), to(podB, "8080")...)})...)
+	syncAll(t, d, table)
+	hooks := n.hooks(t, o.PinRoot)
+	var conns []net.Conn
+	in(t, n.client, func() error {
+		for i := range 1000 {
+			c, err := net.Dial(networks[0][i%2], join(nodeIP[i%2], "30080"))
+			if err != nil {
+				return err
+			}
+			conns = append(conns, c)
+		}
+		return nil
+	})
+	d.Close()
+	p := pinsOf(&d.o)
+	other := filepath.Join(p.root, "v0")
+	if err := os.Rename(filepath.Dir(p.maps), other); err != nil {
+		t.Fatal(err)
+	}
+	stop := n.load(t)
+	o.Sizes.Flows = 16384
+	d = n.start(t, o)
+	time.Sleep(300 * time.Millisecond) // the source has nothing to say yet
+	syncAll(t, d, table)
+	time.Sleep(100 * time.Millisecond)
+	if made, failed := stop(); failed > 0 || made < 20 {
+		t.Errorf("of %d connections made meanwhile, %d failed", made, failed)
+	}
+	for _, c := range conns {
+		if _, err := exchange(c, 0); err != nil {
+			t.Errorf("a connection from before: %v", err)
+		}
+		c.Close()
+	}
+	if after := n.hooks(t, o.PinRoot); !slices.Equal(hooks, after) {
+		t.Errorf("hooks before: %v, after: %v", hooks, after)
 	}
 	if _, err := os.Stat(other); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("another layout's pins: %v", err)

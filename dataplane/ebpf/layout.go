@@ -1,0 +1,93 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+)
+
+// flowMaps are what a new layout takes over from an old one. Whoever changes
+// what is in them, without changing its size, has to rename the map.
+var flowMaps = []string{bpfMapFlows, bpfMapPairs, bpfMapAffinities, bpfMapFragments}
+
+// otherLayouts are the directories of releases with another layout.
+func (p pins) otherLayouts() ([]string, error) {
+	entries, err := os.ReadDir(p.root)
+	if err != nil {
+		return nil, fmt.Errorf("pins: %w", err)
+	}
+	var dirs []string
+	for _, e := range entries {
+		if e.Name() != layoutVersion {
+			dirs = append(dirs, filepath.Join(p.root, e.Name()))
+		}
+	}
+	return dirs, nil
+}
+
+// hasOtherLayouts reports whether the programs of another layout are attached.
+func (p pins) hasOtherLayouts() bool {
+	dirs, _ := p.otherLayouts() // a directory that cannot be read is reported when it is removed
+	return len(dirs) > 0
+}
+
+// copyFlows takes over the flows of other layouts. A map whose entries have
+// another size is left: its flows end with their programs.
+func (p pins) copyFlows(objs *bpfObjects) error {
+	dirs, err := p.otherLayouts()
+	if err != nil {
+		return err
+	}
+	ours := map[string]*ebpf.Map{bpfMapFlows: objs.Flows, bpfMapPairs: objs.Pairs,
+		bpfMapAffinities: objs.Affinities, bpfMapFragments: objs.Fragments}
+	for _, dir := range dirs {
+		for _, name := range flowMaps {
+			old, err := ebpf.LoadPinnedMap(filepath.Join(dir, "maps", name), &ebpf.LoadPinOptions{ReadOnly: true})
+			if errors.Is(err, os.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("pinned map %s of another layout: %w", name, err)
+			}
+			err = errors.Join(copyMap(ours[name], old), old.Close())
+			if err != nil {
+				return fmt.Errorf("take over map %s: %w", name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// copyMap adds to a map what it does not have of another one of its shape.
+func copyMap(to, from *ebpf.Map) error {
+	if to.KeySize() != from.KeySize() || to.ValueSize() != from.ValueSize() {
+		return nil
+	}
+	var key, value []byte
+	for entries := from.Iterate(); entries.Next(&key, &value); {
+		err := to.Update(key, value, ebpf.UpdateNoExist)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeOtherLayouts ends what a release with another layout left, once ours
+// works.
+func (p pins) removeOtherLayouts() error {
+	dirs, err := p.otherLayouts()
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		// Programs before their maps, as in Cleanup.
+		if err := errors.Join(os.RemoveAll(filepath.Join(dir, "links")), os.RemoveAll(dir)); err != nil {
+			return fmt.Errorf("pins: remove layout %s: %w", filepath.Base(dir), err)
+		}
+	}
+	return nil
+}
