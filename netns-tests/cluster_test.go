@@ -114,6 +114,7 @@ var services = []svc{
 		s.Annotations = map[string]string{"nodeproxy.io/algorithm": "maglev"}
 	}},
 	{38, "local-b", pods("pod-b1"), externalLocal},
+	{39, "allow-pods", pods("pod-a1", "pod-b1"), ranges(lab.ClusterCIDRs[0].String(), lab.ClusterCIDRs[1].String())},
 }
 
 // portRange gives the Service all ports at which Pods serve.
