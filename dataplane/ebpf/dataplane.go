@@ -134,9 +134,9 @@ func (d *Dataplane) attach(p pins) error {
 }
 
 // upgrade attaches the programs once their maps are filled, takes over the flows
-// of another layout, and ends that one: its programs have worked until then.
-// Flows that begin while they are copied are copied in the second round.
-func (d *Dataplane) upgrade() error {
+// of another layout, and ends that one. Its programs stand behind ours until
+// then, and get what ours do not know: a flow that began while they were copied.
+func (d *Dataplane) upgrade(ctx context.Context, table *service.Table) error {
 	p := pinsOf(&d.o)
 	if err := p.copyFlows(d.objs); err != nil {
 		return err
@@ -148,8 +148,15 @@ func (d *Dataplane) upgrade() error {
 	if err := p.copyFlows(d.objs); err != nil {
 		return err
 	}
+	if err := p.removeOtherLayouts(); err != nil {
+		return err
+	}
 	d.waiting = false
-	return p.removeOtherLayouts()
+	writes, err := d.planFull(ctx, table) // without passing on what is not known
+	if err != nil {
+		return err
+	}
+	return d.planner.carryOut(ctx, d.maps, writes)
 }
 
 // watch follows interfaces and addresses as they come and go.
@@ -260,7 +267,7 @@ func (d *Dataplane) Sync(ctx context.Context, table *service.Table, changed []se
 		err = d.planner.carryOut(ctx, d.maps, writes)
 	}
 	if err == nil && d.waiting {
-		err = d.upgrade()
+		err = d.upgrade(ctx, table)
 	}
 	if err != nil {
 		return fmt.Errorf("ebpf: sync: %w", err)
@@ -289,7 +296,7 @@ func (d *Dataplane) planFull(ctx context.Context, table *service.Table) ([]write
 				d.o.Logger.Warn("interfaces", "error", err)
 			}
 		}
-		writes, err = d.planner.planAll(ctx, table, primaryAddresses(), d.o.PassUnknown)
+		writes, err = d.planner.planAll(ctx, table, primaryAddresses(), d.o.PassUnknown || d.waiting)
 		return err
 	})
 	return writes, err

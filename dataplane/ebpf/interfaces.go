@@ -222,7 +222,12 @@ func (i *interfaces) attachTCX(l netlink.Link, prog *ebpf.Program, at ebpf.Attac
 	if err != nil || done {
 		return err
 	}
-	made, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: prog, Attach: at})
+	opts := link.TCXOptions{Interface: index, Program: prog, Attach: at}
+	if old := i.pins.otherLink(filepath.Base(pin)); old != nil {
+		defer old.Close()
+		opts.Anchor = link.BeforeLink(old)
+	}
+	made, err := link.AttachTCX(opts)
 	if err != nil {
 		return fmt.Errorf("attach to %s: %w", side, err)
 	}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 )
 
 // flowMaps are what a new layout takes over from an old one. Whoever changes
@@ -32,6 +33,17 @@ func (p pins) otherLayouts() ([]string, error) {
 func (p pins) hasOtherLayouts() bool {
 	dirs, _ := p.otherLayouts() // a directory that cannot be read is reported when it is removed
 	return len(dirs) > 0
+}
+
+// otherLink is the link of another layout at the same hook, or nil.
+func (p pins) otherLink(name string) link.Link {
+	dirs, _ := p.otherLayouts() // as above
+	for _, dir := range dirs {
+		if l, err := link.LoadPinnedLink(filepath.Join(dir, "links", name), nil); err == nil {
+			return l
+		}
+	}
+	return nil
 }
 
 // copyFlows takes over the flows of other layouts. A map whose entries have
