@@ -45,6 +45,12 @@ var refOwn = [2]netip.Addr{netip.MustParseAddr("169.254.77.2"), netip.MustParseA
 
 func newRefNet(t *testing.T) *refNet {
 	t.Helper()
+	return newRefNetWith(t, flows.LocalAddresses)
+}
+
+// newRefNetWith makes the node with these addresses.
+func newRefNetWith(t *testing.T, local []netip.Addr) *refNet {
+	t.Helper()
 	nettest.RequireRoot(t)
 	n := &refNet{ns: map[string]netns.NsHandle{}}
 	t.Cleanup(func() {
@@ -61,6 +67,7 @@ func newRefNet(t *testing.T) *refNet {
 			"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1",
 			"net/ipv4/conf/all/rp_filter": "0", "net/ipv4/conf/default/rp_filter": "0",
 			"net/ipv6/conf/default/accept_dad": "0",
+			"net/ipv4/icmp_ratemask":           "0", "net/ipv6/icmp/ratemask": "255", // no refusal is left out
 		} {
 			if err := os.WriteFile("/proc/sys/"+name, []byte(value), 0o644); err != nil {
 				return err
@@ -76,7 +83,7 @@ func newRefNet(t *testing.T) *refNet {
 		if err != nil {
 			return err
 		}
-		for _, a := range flows.LocalAddresses {
+		for _, a := range local {
 			if err := addAddr(uplink, a); err != nil && !a.IsLoopback() {
 				return err
 			}
@@ -202,11 +209,6 @@ func route(link netlink.Link, dst netip.Prefix, via netip.Addr) error {
 // place gives every address of a case to the place where it belongs.
 func (n *refNet) place(t *testing.T, changes service.Changes, todo []flows.Flow) {
 	t.Helper()
-	n.stop()
-	for _, p := range n.placed {
-		n.do(t, p.place, func() error { return onEth0(p.addr, netlink.AddrDel) })
-	}
-	n.placed = nil
 	put := map[netip.Addr]string{}
 	for _, a := range addrsOf(changes) {
 		put[a] = "endpoints"
@@ -217,6 +219,24 @@ func (n *refNet) place(t *testing.T, changes service.Changes, todo []flows.Flow)
 			put[src] = place
 		}
 	}
+	n.put(t, put)
+}
+
+// put gives addresses to places, in place of those that they had.
+func (n *refNet) put(t *testing.T, put map[netip.Addr]string) {
+	t.Helper()
+	n.stop()
+	for _, p := range n.placed {
+		n.do(t, p.place, func() error { return onEth0(p.addr, netlink.AddrDel) })
+		n.do(t, "node", func() error { // it may be elsewhere the next time
+			link, err := netlink.LinkByName("to-" + p.place)
+			if err != nil {
+				return err
+			}
+			return netlink.RouteDel(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(netip.PrefixFrom(p.addr, p.addr.BitLen()))})
+		})
+	}
+	n.placed = nil
 	for a, place := range put {
 		n.placed = append(n.placed, placedAddr{place, a})
 		n.do(t, place, func() error { return onEth0(a, netlink.AddrReplace) })

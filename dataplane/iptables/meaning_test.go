@@ -74,24 +74,33 @@ func checkTranslated(got []walk.Outcome, want service.Outcome, p service.Packet)
 	return nil
 }
 
+func tableOfState(cfg service.Config, c service.Changes) *service.Table {
+	r := service.NewResolver(cfg)
+	r.Apply(c)
+	return r.Table()
+}
+
 func TestRulesMeanWhatTheTableSays(t *testing.T) {
-	states := uint64(400)
+	states := uint64(2000)
 	if testing.Short() {
 		states = 50
 	}
 	packets := 0
 	for seed := range states {
 		gen := synth.NewRandom(seed)
-		r := service.NewResolver(gen.Config())
-		r.Apply(gen.Cluster(1 + int(seed%30)))
-		table := r.Table()
+		cfg, state := gen.Config(), gen.Cluster(1+int(seed%12))
+		table := tableOfState(cfg, state)
 		rules := [2]walk.Rules{rulesOf(t, table, service.IPv4), rulesOf(t, table, service.IPv6)}
-		for _, p := range synth.Packets(rand.New(rand.NewPCG(seed, 2)), table) {
+		for _, p := range synth.Sample(seed, synth.Packets(rand.New(rand.NewPCG(seed, 2)), table), 150) {
 			if p.Destination.Addr().IsLoopback() {
 				continue // not served by netfilter
 			}
 			if err := checkPacket(table, rules[service.FamilyOf(p.Destination.Addr())], p); err != nil {
-				t.Fatalf("seed %d: %v from %v (in %q) to %v: %v", seed, p.Protocol, p.Source, p.Interface, p.Destination, err)
+				small := synth.Shrink(state, func(c service.Changes) bool {
+					table := tableOfState(cfg, c)
+					return checkPacket(table, rulesOf(t, table, service.FamilyOf(p.Destination.Addr())), p) != nil
+				})
+				t.Fatalf("seed %d: %v from %v (in %q) to %v: %v\n%+v\n%s", seed, p.Protocol, p.Source, p.Interface, p.Destination, err, cfg, synth.YAML(small))
 			}
 			packets++
 		}

@@ -30,8 +30,8 @@ func Packets(rng *rand.Rand, table *service.Table) []service.Packet {
 			out = append(out, service.Packet{Source: netip.AddrPortFrom(src, 40000), Destination: to, Protocol: proto})
 		}
 	}
-	for _, res := range table.Services {
-		for _, sp := range res.Ports {
+	for _, name := range slices.SortedFunc(maps.Keys(table.Services), service.Name.Compare) {
+		for _, sp := range table.Services[name].Ports {
 			for _, fe := range sp.Frontends {
 				to := []netip.Addr{fe.Addr}
 				if fe.Kind == service.NodePort {
