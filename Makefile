@@ -31,13 +31,25 @@ build: ## Build bin/nodeproxy
 demo: root deps-lab build ## Show on this machine how Services work (MODE=iptables)
 	./$(BIN) lab demo --mode $(MODE)
 
+# etcd, kube-apiserver, kubectl and kube-proxy for the tests: tools of a Go
+# module of their own. Some eight minutes on two cores at first, then cached.
+KUBE_BIN := $(CURDIR)/bin/kube
+
+.PHONY: kube
+kube: ## Build etcd, kube-apiserver, kubectl and kube-proxy into bin/kube, for tests
+	@mkdir -p $(KUBE_BIN)
+	cd netns-tests/kube && for p in go.etcd.io/etcd/server/v3=etcd k8s.io/kubernetes/cmd/kube-apiserver=kube-apiserver \
+		k8s.io/kubernetes/cmd/kubectl=kubectl k8s.io/kubernetes/cmd/kube-proxy=kube-proxy; do \
+		CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(KUBE_BIN)/$${p#*=} $${p%=*} || exit 1; \
+	done
+
 .PHONY: test
-test: root deps-test build test-race test-all test-fuzz ## Run every test
+test: root deps-test build kube test-race test-all test-fuzz ## Run every test
 
 # One package at a time: some measure times, on two cores.
 .PHONY: test-all
 test-all:
-	NODEPROXY_TEST_ROOT=1 NODEPROXY_BINARY=$(CURDIR)/$(BIN) $(GOTEST) -count=1 -p 1 ./...
+	NODEPROXY_TEST_ROOT=1 NODEPROXY_BINARY=$(CURDIR)/$(BIN) NODEPROXY_KUBE_BIN=$(KUBE_BIN) $(GOTEST) -count=1 -p 1 ./...
 
 # The race detector on what needs no root.
 .PHONY: test-race

@@ -26,6 +26,13 @@ type Loop struct {
 	// longest wait before a failed sync is tried again.
 	SyncPeriod time.Duration
 	Log        *slog.Logger
+	// Applied, if set, is called with each batch of changes that the next sync
+	// will take in, from Run's goroutine.
+	Applied func(service.Changes)
+	// Inspect, if set, delivers functions that are to see the Table; they run
+	// on Run's goroutine between two syncs, and must not change it. The Table is
+	// nil before the node's addresses are known.
+	Inspect <-chan func(*service.Table)
 	// Queued, if set, is called when something has to be synced, from Run's
 	// goroutine.
 	Queued func()
@@ -37,7 +44,8 @@ type Loop struct {
 type Report struct {
 	Err      error
 	Full     bool
-	Changed  int // Services, of a partial sync
+	Changed  int            // Services, of a partial sync
+	Services []service.Name // those Services
 	Duration time.Duration
 	Table    *service.Table // valid during the call
 }
@@ -68,6 +76,8 @@ func (l *Loop) Run(ctx context.Context, changes <-chan service.Changes, addresse
 			s.apply(c)
 		case a := <-addresses:
 			s.setAddresses(a)
+		case fn := <-l.Inspect:
+			s.inspect(fn)
 		case <-period.C:
 			s.full = true
 		case <-due:
@@ -92,6 +102,14 @@ type loopState struct {
 	problems  map[service.Name][]service.Problem // those reported
 }
 
+func (s *loopState) inspect(fn func(*service.Table)) {
+	if s.resolver == nil {
+		fn(nil)
+		return
+	}
+	fn(s.resolver.Table())
+}
+
 func (s *loopState) ready() bool { return s.resolver != nil && s.complete }
 
 func (s *loopState) pending() bool { return s.full || len(s.changed) > 0 }
@@ -113,6 +131,9 @@ func (s *loopState) apply(c service.Changes) {
 		return
 	}
 	s.complete = s.complete || c.Complete
+	if s.Applied != nil {
+		s.Applied(c)
+	}
 	changed, nodes := s.resolver.Apply(c)
 	for _, name := range changed {
 		if s.changed == nil {
@@ -180,7 +201,7 @@ func (s *loopState) sync(ctx context.Context) {
 		s.notBefore = time.Now().Add(s.MinSyncPeriod)
 	}
 	if s.Synced != nil {
-		s.Synced(Report{Err: err, Full: changed == nil, Changed: len(changed), Duration: took, Table: table})
+		s.Synced(Report{Err: err, Full: changed == nil, Changed: len(changed), Services: changed, Duration: took, Table: table})
 	}
 	if err == nil {
 		s.full = false

@@ -47,10 +47,14 @@ func (l *Lab) agentArgv(node string, extraArgs []string) ([]string, error) {
 	mode := flagValue(args, "--mode", l.opts.Mode)
 	argv := []string{
 		l.opts.Binary, "run",
-		"--source", "file:" + l.ManifestDir(),
 		"--hostname-override", node,
 		"--mode", mode,
 		"--instance", netnsName(l.opts.Name, node),
+	}
+	if l.store != nil {
+		argv = append(argv, l.store.AgentArgs(node)...)
+	} else {
+		argv = append(argv, "--source", "file:"+l.ManifestDir())
 	}
 	if mode == ModeEBPF {
 		cgroup, err := l.NodeCgroup(node)

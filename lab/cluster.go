@@ -64,7 +64,8 @@ func NodeObjects() []any {
 	return nodes
 }
 
-func (l *Lab) writeDemoCluster() error {
+// ApplyDemoCluster applies what Up writes once more, to a store of its own.
+func (l *Lab) ApplyDemoCluster() error {
 	for file, objects := range DemoCluster() {
 		if err := l.Apply(file, objects...); err != nil {
 			return err
@@ -73,14 +74,34 @@ func (l *Lab) writeDemoCluster() error {
 	return nil
 }
 
+// Store holds the objects of a lab where its agents read them. Objects that
+// were applied under one name belong together, as those of a file do.
+type Store interface {
+	Apply(file string, objects ...any) error
+	Delete(file string) error
+	// AgentArgs are the arguments by which a node's agent finds the store.
+	AgentArgs(node string) []string
+}
+
+// SetStore makes another store take the place of the manifest directory, for
+// Apply and Delete and for agents that are started later.
+func (l *Lab) SetStore(s Store) { l.store = s }
+
 // Apply writes objects to a file of the manifest directory, at once and in
-// place of what it held.
+// place of what it held; or to the lab's store, if it has one.
 func (l *Lab) Apply(file string, objects ...any) error {
+	if l.store != nil {
+		return l.store.Apply(file, objects...)
+	}
 	return manifest.WriteFile(filepath.Join(l.ManifestDir(), file), objects...)
 }
 
-// Delete removes a file of the manifest directory, if it is there.
+// Delete removes a file of the manifest directory, if it is there, or what was
+// applied to the store under that name.
 func (l *Lab) Delete(file string) error {
+	if l.store != nil {
+		return l.store.Delete(file)
+	}
 	err := os.Remove(filepath.Join(l.ManifestDir(), file))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

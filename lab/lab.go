@@ -85,7 +85,8 @@ var ErrNotRoot = errors.New("the lab makes network namespaces and needs root")
 
 // Lab is a lab that is up. Its methods are safe for concurrent use.
 type Lab struct {
-	opts Options
+	opts  Options
+	store Store // nil: the manifest directory
 
 	mu      sync.Mutex // guards dialers
 	dialers map[string]*dialer
@@ -125,7 +126,7 @@ func Up(ctx context.Context, opts Options) (_ *Lab, err error) {
 	if err := l.buildNetwork(ctx); err != nil {
 		return nil, err
 	}
-	if err := l.writeDemoCluster(); err != nil {
+	if err := l.ApplyDemoCluster(); err != nil {
 		return nil, err
 	}
 	if err := l.startServers(ctx); err != nil {
@@ -240,6 +241,9 @@ func (l *Lab) Options() Options { return l.opts }
 
 // ManifestDir is the directory that the agents read their objects from.
 func (l *Lab) ManifestDir() string { return filepath.Join(l.opts.Dir, manifestsDir) }
+
+// StateDir is a directory of the lab's own, which goes when it does.
+func (l *Lab) StateDir() string { return baseDir(l.opts.Name) }
 
 // LogPath is the log of a process that [Lab.Start] has started under a name.
 func (l *Lab) LogPath(name string) string {

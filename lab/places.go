@@ -18,6 +18,9 @@ const (
 	Router Kind = "router" // between the client and the nodes
 	Node   Kind = "node"
 	Pod    Kind = "pod"
+	// ControlPlane is a machine of the nodes' network that an API server can
+	// run on. It is no node: no agent is there, and no Pod.
+	ControlPlane Kind = "control-plane"
 )
 
 // Place is one network namespace of a lab, with its cgroup.
@@ -57,6 +60,7 @@ func (p Place) cgroup() string {
 var places = []Place{
 	place("client", Client, "", "192.168.78.10", "fd00:78::10"),
 	place("router", Router, "", "192.168.77.1", "fd00:77::1"),
+	place("control-plane", ControlPlane, "", "192.168.77.10", "fd00:77::10"),
 	place("node-a", Node, "", "192.168.77.11", "fd00:77::11"),
 	place("node-b", Node, "", "192.168.77.12", "fd00:77::12"),
 	place("pod-a1", Pod, "node-a", "10.244.1.11", "fd00:10:244:1::11"),

@@ -57,6 +57,7 @@ func makePlan(bridge bool) map[string]*plan {
 	}
 	planClient(plans["client"])
 	planRouter(plans["router"])
+	planControlPlane(plans["control-plane"])
 	for _, node := range PlacesOf(Node) {
 		planNode(plans[node.Name], node)
 		for _, pod := range PlacesOf(Pod) {
@@ -112,11 +113,18 @@ func planRouter(p *plan) {
 		{"br0", within(router.IPv4, 24)}, {"br0", within(router.IPv6, 64)},
 		{"eth0", within(RouterClientSide[0], 24)}, {"eth0", within(RouterClientSide[1], 64)},
 	}
+	p.links = append(p.links, link{name: "control-plane", peer: "control-plane", peerName: "eth0", master: "br0"})
 	for _, node := range PlacesOf(Node) {
 		p.links = append(p.links, link{name: node.Name, peer: node.Name, peerName: "eth0", master: "br0"})
 		p.routes = append(p.routes, via(node, "br0", PodCIDRs[node.Name])...)
 	}
 	p.routes = append(p.routes, via(MustPlace("node-a"), "br0", LoadBalancerRanges)...)
+}
+
+func planControlPlane(p *plan) {
+	self := MustPlace("control-plane")
+	p.addrs = []address{{"eth0", within(self.IPv4, 24)}, {"eth0", within(self.IPv6, 64)}}
+	p.routes = via(MustPlace("router"), "eth0", prefixes(default4, default6))
 }
 
 func planNode(p *plan, node Place) {

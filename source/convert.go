@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+	"unique"
 
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
@@ -77,7 +78,7 @@ func convertService(in *v1.Service) (*service.Service, warnings) {
 			continue
 		}
 		out.Ports = append(out.Ports, service.Port{
-			Name: p.Name, Protocol: proto, Port: uint16(p.Port), NodePort: uint16(p.NodePort),
+			Name: shared(p.Name), Protocol: proto, Port: uint16(p.Port), NodePort: uint16(p.NodePort),
 		})
 	}
 	for k, v := range in.Annotations {
@@ -138,7 +139,7 @@ func convertEndpointSlice(in *discovery.EndpointSlice) (*service.EndpointSlice, 
 		}
 		port := service.EndpointPort{Protocol: number, Number: uint16(*p.Port)}
 		if p.Name != nil {
-			port.Name = *p.Name
+			port.Name = shared(*p.Name)
 		}
 		out.Ports = append(out.Ports, port)
 	}
@@ -177,21 +178,25 @@ func convertEndpoint(in *discovery.Endpoint, i int, family service.Family, w *wa
 		Terminating: is(in.Conditions.Terminating, false),
 	}
 	if in.NodeName != nil {
-		out.NodeName = *in.NodeName
+		out.NodeName = shared(*in.NodeName)
 	}
 	if in.Zone != nil {
-		out.Zone = *in.Zone
+		out.Zone = shared(*in.Zone)
 	}
 	if in.Hints != nil {
 		for _, z := range in.Hints.ForZones {
-			out.ZoneHints = append(out.ZoneHints, z.Name)
+			out.ZoneHints = append(out.ZoneHints, shared(z.Name))
 		}
 		for _, n := range in.Hints.ForNodes {
-			out.NodeHints = append(out.NodeHints, n.Name)
+			out.NodeHints = append(out.NodeHints, shared(n.Name))
 		}
 	}
 	return out, true
 }
+
+// shared returns one and the same string for equal ones: names of Nodes, zones
+// and ports are the same in very many objects.
+func shared(s string) string { return unique.Make(s).Value() }
 
 // convertNode keeps of a Node what a node proxy reads.
 func convertNode(in *v1.Node) (*service.Node, warnings) {

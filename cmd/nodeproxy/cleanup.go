@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 
 	"github.com/spf13/cobra"
@@ -19,17 +20,22 @@ func newCleanupCommand() *cobra.Command {
 			if err := validateInstance(instance); err != nil {
 				return err
 			}
-			if err := requireRoot("nodeproxy cleanup"); err != nil {
-				return err
-			}
-			lock, err := lockNode(cmd.Context()) // a running agent would put it all back
-			if err != nil {
-				return err
-			}
-			defer lock.Close()
-			return errors.Join(iptables.Cleanup(cmd.Context()), ebpf.Cleanup(ebpf.Options{Instance: instance}))
+			return cleanUp(cmd.Context(), instance)
 		},
 	}
 	registerInstance(cmd.Flags(), &instance)
 	return cmd
+}
+
+// cleanUp removes what an instance put into the kernel.
+func cleanUp(ctx context.Context, instance string) error {
+	if err := requireRoot("nodeproxy cleanup"); err != nil {
+		return err
+	}
+	lock, err := lockNode(ctx) // a running agent would put it all back
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	return errors.Join(iptables.Cleanup(ctx), ebpf.Cleanup(ebpf.Options{Instance: instance}))
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -14,11 +13,15 @@ import (
 	"github.com/nodeproxy/nodeproxy/dataplane/ebpf"
 	"github.com/nodeproxy/nodeproxy/dataplane/iptables"
 	"github.com/nodeproxy/nodeproxy/service"
+	"github.com/nodeproxy/nodeproxy/source"
 )
 
 // runOptions are the flags of nodeproxy run, as they were typed.
 type runOptions struct {
-	mode, source, kubeconfig     string
+	mode, source                 string
+	client                       source.ClientOptions
+	kubeProxy                    kubeProxyOptions
+	flags                        *pflag.FlagSet // all of these, as they are in force
 	hostname                     string
 	nodeIPs, clusterCIDRs        []string
 	nodePortAddresses            []string
@@ -53,9 +56,11 @@ const (
 const defaultInstance = "nodeproxy"
 
 func (o *runOptions) register(f *pflag.FlagSet) {
+	o.flags = f
 	f.StringVar(&o.mode, "mode", modeAuto, "how to program the kernel: iptables, ebpf, or auto")
-	f.StringVar(&o.source, "source", "", "where Services come from: file:PATH, a manifest file or a directory of them")
-	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the API server, with --source kubernetes")
+	f.StringVar(&o.source, "source", "", "where Services come from: kubernetes, or file:PATH, a manifest file or a directory of them (default kubernetes in a cluster or with --kubeconfig)")
+	registerClient(f, &o.client)
+	o.kubeProxy.register(f)
 	f.StringVar(&o.hostname, "hostname-override", "", "name of this Node, where it is not the host name")
 	f.StringSliceVar(&o.nodeIPs, "node-ip", nil, "primary address of this node, one of each family at most (default: the Node's, or the machine's)")
 	f.StringSliceVar(&o.clusterCIDRs, "cluster-cidr", nil, "range of all Pod addresses, one of each family at most (default: the Node's Pod CIDRs)")
@@ -82,15 +87,8 @@ func (o *runOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.IntVarP(&o.verbosity, "v", "v", 0, "log verbosity: 0 for what an operator needs, 1 and more for debugging")
 	f.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
-		switch name {
-		case "node-name":
-			name = "hostname-override"
-		case "proxy-mode":
-			name = "mode"
-		case "iptables-sync-period":
-			name = "sync-period"
-		case "iptables-min-sync-period":
-			name = "min-sync-period"
+		if alias, ok := aliases[name]; ok {
+			name = alias
 		}
 		return pflag.NormalizedName(name)
 	})
@@ -107,13 +105,11 @@ func (o *runOptions) validate() error {
 	default:
 		return fmt.Errorf("--mode %q: use iptables, ebpf or auto", o.mode)
 	}
-	switch {
-	case o.source == "kubernetes" || o.source == "" && o.kubeconfig != "":
-		return errors.New("--source kubernetes is not in this build yet: use --source file:PATH")
-	case o.source == "":
-		return errors.New("--source is missing: use --source file:PATH, a manifest file or a directory of them")
-	case !strings.HasPrefix(o.source, "file:") || o.source == "file:":
-		return fmt.Errorf("--source %q: use file:PATH", o.source)
+	if err := o.kubeProxy.validate(); err != nil {
+		return err
+	}
+	if err := o.chooseSource(); err != nil {
+		return err
 	}
 	switch iptables.Backend(o.backend) {
 	case iptables.BackendAuto, iptables.BackendNFT, iptables.BackendLegacy:
@@ -169,7 +165,13 @@ func (o *runOptions) node() (service.Options, error) {
 		}
 		out.NodeName = strings.ToLower(name)
 	}
-	for _, s := range o.nodeIPs {
+	nodeIPs := o.nodeIPs
+	if a, err := netip.ParseAddr(o.kubeProxy.bindAddress); err != nil {
+		return out, fmt.Errorf("--bind-address %q: use an IP address", o.kubeProxy.bindAddress)
+	} else if !a.IsUnspecified() {
+		nodeIPs = append(nodeIPs, a.String()) // --node-ip says it more clearly, and so comes first
+	}
+	for _, s := range nodeIPs {
 		a, err := netip.ParseAddr(s)
 		if err != nil {
 			return out, fmt.Errorf("--node-ip %q: use an IP address", s)

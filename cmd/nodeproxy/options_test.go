@@ -27,20 +27,21 @@ func parse(t *testing.T, args ...string) (*runOptions, error) {
 func TestWrongFlagsSayWhatToDo(t *testing.T) {
 	source := "--source=file:/tmp"
 	for want, args := range map[string][]string{
-		"--source is missing":                             {},
-		`--source "http://x": use file:PATH`:              {"--source=http://x"},
-		`--source "file:": use file:PATH`:                 {"--source=file:"},
-		`--mode "magic": use iptables, ebpf or auto`:      {source, "--mode=magic"},
-		`--iptables-backend "x": use auto, nft or legacy`: {source, "--iptables-backend=x"},
-		"--iptables-masquerade-bit 32: use 0 to 31":       {source, "--iptables-masquerade-bit=32"},
-		`--terminate-sockets "x": use udp, all or none`:   {source, "--terminate-sockets=x"},
-		"--sync-period 0s: use more than 0":               {source, "--sync-period=0s"},
-		"--min-sync-period 1m0s: use 0 up to":             {source, "--min-sync-period=1m"},
-		`--instance "a/b": use up to 40`:                  {source, "--instance=a/b"},
-		`--node-ip "x": use an IP address`:                {source, "--node-ip=x"},
-		`--cluster-cidr "10.0.0.1": use a CIDR`:           {source, "--cluster-cidr=10.0.0.1"},
-		`--nodeport-addresses "x": use a CIDR`:            {source, "--nodeport-addresses=x"},
-		`--detect-local-mode "x": use ClusterCIDR`:        {source, "--detect-local-mode=x"},
+		"--source is missing":                              {},
+		`--source "http://x": use kubernetes or file:PATH`: {"--source=http://x"},
+		`--source "file:": use kubernetes or file:PATH`:    {"--source=file:"},
+		"--source kubernetes needs --kubeconfig":           {"--source=kubernetes"},
+		`--mode "magic": use iptables, ebpf or auto`:       {source, "--mode=magic"},
+		`--iptables-backend "x": use auto, nft or legacy`:  {source, "--iptables-backend=x"},
+		"--iptables-masquerade-bit 32: use 0 to 31":        {source, "--iptables-masquerade-bit=32"},
+		`--terminate-sockets "x": use udp, all or none`:    {source, "--terminate-sockets=x"},
+		"--sync-period 0s: use more than 0":                {source, "--sync-period=0s"},
+		"--min-sync-period 1m0s: use 0 up to":              {source, "--min-sync-period=1m"},
+		`--instance "a/b": use up to 40`:                   {source, "--instance=a/b"},
+		`--node-ip "x": use an IP address`:                 {source, "--node-ip=x"},
+		`--cluster-cidr "10.0.0.1": use a CIDR`:            {source, "--cluster-cidr=10.0.0.1"},
+		`--nodeport-addresses "x": use a CIDR`:             {source, "--nodeport-addresses=x"},
+		`--detect-local-mode "x": use ClusterCIDR`:         {source, "--detect-local-mode=x"},
 	} {
 		_, err := parse(t, args...)
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {

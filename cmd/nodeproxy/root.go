@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
@@ -38,14 +39,15 @@ func newVersionCommand() *cobra.Command {
 var version = ""
 
 func versionText() string {
-	v, goVersion := version, ""
-	if info, ok := debug.ReadBuildInfo(); ok {
-		goVersion = info.GoVersion
-		if v == "" {
-			v = info.Main.Version
-		}
+	return fmt.Sprintf("nodeproxy %s (%s)", versionNumber(), runtime.Version())
+}
+
+// versionNumber is that of the release, or what the build knows of itself.
+func versionNumber() string {
+	if info, ok := debug.ReadBuildInfo(); ok && version == "" {
+		return info.Main.Version
 	}
-	return fmt.Sprintf("nodeproxy %s (%s)", v, goVersion)
+	return version
 }
 
 func requireRoot(what string) error {

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"strings"
 	"syscall"
 	"time"
 
@@ -15,9 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/nodeproxy/nodeproxy/dataplane"
-	"github.com/nodeproxy/nodeproxy/health"
 	"github.com/nodeproxy/nodeproxy/service"
-	"github.com/nodeproxy/nodeproxy/source"
 )
 
 func newRunCommand() *cobra.Command {
@@ -30,7 +27,10 @@ On SIGTERM or SIGINT it stops and leaves translation in place, so that
 connections go on while it is replaced; nodeproxy cleanup removes everything.`,
 		Example: `  # Services from a directory of manifests, on a node called node-a
   nodeproxy run --source file:/etc/nodeproxy/manifests --node-name node-a \
-      --cluster-cidr 10.244.0.0/16 --mode iptables`,
+      --cluster-cidr 10.244.0.0/16 --mode iptables
+
+  # On a node of a cluster, in place of kube-proxy
+  nodeproxy run --kubeconfig /var/lib/kube-proxy/kubeconfig.conf`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), &opts) },
 	}
@@ -39,6 +39,10 @@ connections go on while it is replaced; nodeproxy cleanup removes everything.`,
 }
 
 func run(ctx context.Context, opts *runOptions) error {
+	config, err := opts.takeConfig()
+	if err != nil {
+		return err
+	}
 	if err := opts.validate(); err != nil {
 		return err
 	}
@@ -50,7 +54,14 @@ func run(ctx context.Context, opts *runOptions) error {
 	if err != nil {
 		return err
 	}
+	if done, err := opts.onlyThis(ctx, log); done || err != nil {
+		return err
+	}
 	if err := requireRoot("nodeproxy run"); err != nil {
+		return err
+	}
+	src, client, err := opts.openSource(node.NodeName, log)
+	if err != nil {
 		return err
 	}
 	lock, err := lockNode(ctx)
@@ -62,6 +73,7 @@ func run(ctx context.Context, opts *runOptions) error {
 	if mode == modeAuto {
 		mode = chooseMode(log)
 	}
+	opts.prepareProcess(mode, log)
 	dp, takeOver, err := openDataplane(ctx, opts, mode, log)
 	if err != nil {
 		return err
@@ -69,8 +81,15 @@ func run(ctx context.Context, opts *runOptions) error {
 	defer dp.Close()
 	log.Info("starting", "version", versionText(), "mode", mode,
 		"node", node.NodeName, "source", opts.source, "instance", opts.instance)
-	files := &source.File{Path: strings.TrimPrefix(opts.source, "file:"), Log: log}
-	err = drive(ctx, dp, files, node, opts, log, takeOver.finish)
+	if notes := append(config.notes, ignored(opts.flags)...); len(notes) > 0 {
+		log.Warn("what does not apply to nodeproxy is passed over", "options", joined(notes))
+	}
+	a := &agent{opts: opts, log: log, dataplane: dp, source: src, node: node, config: config, inPlace: takeOver.finish,
+		observer: newObserver(opts, mode, node.NodeName, client, log)}
+	if err := a.observer.collect(dp); err != nil {
+		return err
+	}
+	err = a.drive(ctx)
 	if err == nil {
 		log.Info("stopped; translation stays in place")
 	}
@@ -82,41 +101,48 @@ type changeSource interface {
 	Run(ctx context.Context, emit func(service.Changes)) error
 }
 
-// drive joins a source to a dataplane until ctx ends. inPlace runs beside it
-// after the first sync.
-func drive(ctx context.Context, dp dataplane.Dataplane, src changeSource, node service.Options, opts *runOptions,
-	log *slog.Logger, inPlace func(context.Context)) error {
+// agent is what nodeproxy run is made of.
+type agent struct {
+	opts      *runOptions
+	log       *slog.Logger
+	dataplane dataplane.Dataplane
+	source    changeSource
+	node      service.Options
+	config    *kubeProxyConfig
+	observer  *observer
+	inPlace   func(context.Context) // runs beside the loop after the first sync
+}
+
+// drive joins the source to the dataplane until ctx ends.
+func (a *agent) drive(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
+	defer a.observer.checks.Close()
 	synced := false
-	syncs := health.NewSyncHealth(2 * opts.syncPeriod)
-	checks := &health.ServiceChecks{Log: log, Healthy: func() bool {
-		ok, _ := syncs.Healthy(time.Now())
-		return ok
-	}}
-	defer checks.Close()
 	loop := &dataplane.Loop{
-		Dataplane: dp,
-		Configure: node.Config, NodeName: node.NodeName,
-		MinSyncPeriod: opts.minSyncPeriod, SyncPeriod: opts.syncPeriod, Log: log,
-		Queued: func() { syncs.Queued(time.Now()) },
+		Dataplane: a.dataplane,
+		Configure: a.node.Config, NodeName: a.node.NodeName,
+		MinSyncPeriod: a.opts.minSyncPeriod, SyncPeriod: a.opts.syncPeriod, Log: a.log,
 		Synced: func(r dataplane.Report) {
-			if r.Err == nil {
-				syncs.Synced(time.Now())
-			}
-			checks.Update(r.Table)
 			if r.Err == nil && !synced {
 				synced = true
-				log.Info("synced", "services", len(r.Table.Services), "unsupported", unsupported(dp), "duration", r.Duration)
-				group.Go(func() error { inPlace(ctx); return nil })
+				a.log.Info("synced", "services", len(r.Table.Services), "unsupported", unsupported(a.dataplane), "duration", r.Duration)
+				group.Go(func() error { a.inPlace(ctx); return nil })
 			}
 		},
+	}
+	a.observer.watch(loop)
+	a.observer.serve(ctx, group)
+	a.observer.events.started()
+	group.Go(func() error { return a.observer.events.run(ctx) })
+	if path := a.opts.kubeProxy.config; path != "" {
+		group.Go(func() error { return watchConfig(ctx, path, a.config.data, a.log) })
 	}
 	changes := make(chan service.Changes)
 	addresses := make(chan []netip.Addr)
 	group.Go(func() error { return loop.Run(ctx, changes, addresses) })
-	group.Go(func() error { return dataplane.WatchAddresses(ctx, log, addresses) })
+	group.Go(func() error { return dataplane.WatchAddresses(ctx, a.log, addresses) })
 	group.Go(func() error {
-		return src.Run(ctx, func(c service.Changes) {
+		return a.source.Run(ctx, func(c service.Changes) {
 			select {
 			case changes <- c:
 			case <-ctx.Done():

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf/rlimit"
@@ -26,6 +27,7 @@ type Dataplane struct {
 	stop context.CancelFunc
 	done sync.WaitGroup
 	lost chan struct{} // endpoints were taken away
+	live atomic.Uint64 // halves of flows, as of the collector's last pass
 
 	close  sync.Once
 	closed error // what closing came to
@@ -246,6 +248,7 @@ func (d *Dataplane) collect(ctx context.Context) {
 			if err := c.tick(now); err != nil {
 				d.o.Logger.Warn("flows", "error", err)
 			}
+			d.live.Store(c.live)
 		}
 	}
 }

@@ -26,6 +26,10 @@ var allowed = map[string][]string{
 	"lab":                     {"lab/echo", "lab/manifest"},
 	"lab/echo":                {},
 	"lab/manifest":            {},
+	"lab/controlplane":        {"lab", "deploy"},
+	"deploy":                  {},
+	"metrics":                 {"service"},
+	"health":                  {"service"},
 }
 
 func command(t *testing.T, name string, args ...string) []byte {

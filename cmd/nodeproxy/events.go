@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/events"
+
+	"github.com/nodeproxy/nodeproxy/service"
+)
+
+// eventWriter writes Events to the API server, with kube-proxy's reasons and
+// actions (kube-proxy-semantics, section 16). Without an API server it writes
+// none. Its methods may be used concurrently and do not wait.
+type eventWriter struct {
+	recorder    events.EventRecorder
+	broadcaster events.EventBroadcaster
+	node        *v1.ObjectReference
+}
+
+const (
+	actionStart  = "StartKubeProxy"
+	actionListen = "Listen"
+)
+
+func newEventWriter(client kubernetes.Interface, nodeName string) *eventWriter {
+	w := &eventWriter{node: nodeReference(nodeName)}
+	if client != nil {
+		w.broadcaster = events.NewBroadcaster(&events.EventSinkImpl{Interface: client.EventsV1()})
+		w.recorder = w.broadcaster.NewRecorder(scheme.Scheme, "nodeproxy")
+	}
+	return w
+}
+
+// run sends events until ctx ends.
+func (w *eventWriter) run(ctx context.Context) error {
+	if w.broadcaster == nil {
+		return nil
+	}
+	if err := w.broadcaster.StartRecordingToSinkWithContext(ctx); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	w.broadcaster.Shutdown()
+	return nil
+}
+
+func (w *eventWriter) started() {
+	if w.recorder != nil {
+		w.recorder.Eventf(w.node, nil, v1.EventTypeNormal, "Starting", actionStart, "")
+	}
+}
+
+// serverFailed returns what reports that one of the two servers can not start.
+func (w *eventWriter) serverFailed(reason string) func(error) {
+	return func(err error) {
+		if w.recorder != nil {
+			w.recorder.Eventf(w.node, nil, v1.EventTypeWarning, reason, actionStart, "%v", err)
+		}
+	}
+}
+
+func (w *eventWriter) healthCheckFailed(name service.Name, err error) {
+	if w.recorder != nil {
+		ref := &v1.ObjectReference{Kind: "Service", Namespace: name.Namespace, Name: name.Name}
+		w.recorder.Eventf(ref, nil, v1.EventTypeWarning, "FailedToStartServiceHealthcheck", actionListen, "%v", err)
+	}
+}

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"log/slog"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/nodeproxy/nodeproxy/dataplane"
+	"github.com/nodeproxy/nodeproxy/dataplane/ebpf"
+)
+
+// modeCollector returns what a mode counts in the kernel, or nil.
+func modeCollector(dp dataplane.Dataplane, log *slog.Logger) prometheus.Collector {
+	if d, ok := dp.(*ebpf.Dataplane); ok {
+		return &ebpfCollector{d, log}
+	}
+	return nil
+}
+
+// ebpfCollector reads the programs' counters when it is asked.
+type ebpfCollector struct {
+	dp  *ebpf.Dataplane
+	log *slog.Logger
+}
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("nodeproxy_"+name, help, labels, nil)
+}
+
+var (
+	descPackets = desc("packets_total", "Packets and socket calls by what became of them, and why.", "reason")
+	descBytes   = desc("bytes_total", "Bytes of the packets in nodeproxy_packets_total, from the IP header on.", "reason")
+	descFlows   = desc("service_flows_total", "Flows begun, by port of a Service and by whether they got a backend.",
+		"namespace", "service", "port", "protocol", "ip_family", "outcome")
+	descEntries = desc("map_entries", "Entries of a BPF map.", "map")
+	descLimit   = desc("map_entries_limit", "Entries that a BPF map has room for.", "map")
+	descMemory  = desc("map_memory_bytes", "Memory that a BPF map takes.", "map")
+)
+
+// Describe implements [prometheus.Collector].
+func (c *ebpfCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descPackets, descBytes, descFlows, descEntries, descLimit, descMemory} {
+		ch <- d
+	}
+}
+
+// Collect implements [prometheus.Collector].
+func (c *ebpfCollector) Collect(ch chan<- prometheus.Metric) {
+	counter := func(d *prometheus.Desc, n uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), labels...)
+	}
+	gauge := func(d *prometheus.Desc, n uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(n), labels...)
+	}
+	reasons, err := c.dp.Metrics()
+	if err != nil {
+		c.log.Warn("metrics by reason are left out", "error", err)
+	}
+	for _, m := range reasons {
+		counter(descPackets, m.Packets, m.Reason)
+		counter(descBytes, m.Bytes, m.Reason)
+	}
+	services, err := c.dp.ServiceMetrics()
+	if err != nil {
+		c.log.Warn("metrics by Service are left out", "error", err)
+	}
+	for _, m := range services {
+		labels := []string{m.Name.Namespace, m.Name.Name.Name, m.Name.Port, m.Name.Protocol.String(), m.Family.String()}
+		counter(descFlows, m.Translated, append(labels, "translated")...)
+		counter(descFlows, m.Refused, append(labels, "refused")...)
+	}
+	uses, err := c.dp.MapUses()
+	if err != nil {
+		c.log.Warn("metrics of maps are left out", "error", err)
+	}
+	for _, u := range uses {
+		gauge(descEntries, u.Entries, u.Name)
+		gauge(descLimit, u.Limit, u.Name)
+		if u.Memory > 0 {
+			gauge(descMemory, u.Memory, u.Name)
+		}
+	}
+}

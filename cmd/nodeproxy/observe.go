@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/nodeproxy/nodeproxy/dataplane"
+	"github.com/nodeproxy/nodeproxy/health"
+	"github.com/nodeproxy/nodeproxy/metrics"
+	"github.com/nodeproxy/nodeproxy/service"
+)
+
+// observer tells the world how the agent is: health, metrics, events.
+type observer struct {
+	opts     *runOptions
+	mode     string
+	log      *slog.Logger
+	metrics  *metrics.Metrics
+	syncs    *health.SyncHealth
+	proxy    *health.Proxy
+	checks   *health.ServiceChecks
+	events   *eventWriter
+	eligible atomic.Bool // load balancers may use this node
+	needNode bool        // a node that the source does not know is not eligible
+	last     atomic.Pointer[lastSync]
+}
+
+// lastSync is what is shown of the last sync.
+type lastSync struct {
+	At       time.Time
+	Full     bool
+	Duration time.Duration
+	Error    string
+}
+
+func newObserver(opts *runOptions, mode, nodeName string, client kubernetes.Interface, log *slog.Logger) *observer {
+	o := &observer{
+		opts: opts, mode: mode, log: log,
+		metrics:  metrics.New(versionNumber(), mode),
+		syncs:    health.NewSyncHealth(2 * opts.syncPeriod),
+		events:   newEventWriter(client, nodeName),
+		needNode: client != nil,
+	}
+	o.eligible.Store(!o.needNode)
+	o.proxy = &health.Proxy{Syncs: o.syncs, Eligible: o.eligible.Load, Answered: o.metrics.Answered}
+	o.checks = &health.ServiceChecks{Log: log, Healthy: o.proxy.Healthy, Failed: o.events.healthCheckFailed}
+	return o
+}
+
+// collect adds what the kernel counts to the metrics.
+func (o *observer) collect(dp dataplane.Dataplane) error {
+	all := []prometheus.Collector{metrics.Conntrack{Dir: conntrackSysctls}}
+	if c := modeCollector(dp, o.log); c != nil {
+		all = append(all, c)
+	}
+	for _, c := range all {
+		if err := o.metrics.Register(c); err != nil {
+			return fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	return nil
+}
+
+// watch fills in the hooks of the loop.
+func (o *observer) watch(loop *dataplane.Loop) {
+	configure, synced := loop.Configure, loop.Synced
+	loop.Configure = func(node *service.Node, local []netip.Addr) (service.Config, error) {
+		if node == nil {
+			o.eligible.Store(!o.needNode)
+		} else {
+			o.eligible.Store(!node.Deleting && !node.ClusterAutoscalerTaint)
+		}
+		return configure(node, local)
+	}
+	loop.Applied = o.metrics.Applied
+	loop.Queued = func() {
+		o.syncs.Queued(time.Now())
+		o.metrics.Queued()
+	}
+	loop.Synced = func(r dataplane.Report) {
+		last := &lastSync{At: time.Now(), Full: r.Full, Duration: r.Duration}
+		if r.Err == nil {
+			o.syncs.Synced(time.Now())
+		} else {
+			last.Error = r.Err.Error()
+		}
+		o.last.Store(last)
+		o.checks.Update(r.Table)
+		o.metrics.Synced(metrics.Sync{Err: r.Err, Full: r.Full, Changed: r.Services, Duration: r.Duration, Table: r.Table})
+		synced(r)
+	}
+}
+
+// serve runs the two HTTP servers in the group.
+func (o *observer) serve(ctx context.Context, group *errgroup.Group) {
+	k := &o.opts.kubeProxy
+	servers := []*server{
+		{what: "health", addr: k.healthzBindAddress, handler: o.proxy.Handler(),
+			failed: o.events.serverFailed("FailedToStartProxierHealthcheck")},
+		{what: "metrics", addr: k.metricsBindAddress, handler: o.metricsHandler(),
+			failed: o.events.serverFailed("FailedToStartMetricServer")},
+	}
+	for _, s := range servers {
+		s.log, s.hardFail = o.log, k.bindAddressHardFail
+		if !s.hardFail {
+			s.failed = nil // kube-proxy's events are those of a failure that ends it
+		}
+		group.Go(func() error { return s.run(ctx) })
+	}
+}
+
+// metricsHandler serves what kube-proxy serves on its metrics port.
+func (o *observer) metricsHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", o.metrics.Handler())
+	text := func(body string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+			w.Header().Set("X-Content-Type-Options", "nosniff")
+			fmt.Fprint(w, body)
+		}
+	}
+	mux.HandleFunc("/healthz", text("ok")) // of the process, as there
+	mux.HandleFunc("/proxyMode", text(o.mode))
+	mux.HandleFunc("/configz", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(map[string]any{"nodeproxy": flagValues(o.opts.flags)}) // a client that is gone
+	})
+	if o.opts.kubeProxy.profiling {
+		addProfiling(mux)
+	}
+	return mux
+}
+
+// flagValues are the options in force.
+func flagValues(f *pflag.FlagSet) map[string]string {
+	out := map[string]string{}
+	if f != nil {
+		f.VisitAll(func(flag *pflag.Flag) {
+			if _, none := ignoredFlags[flag.Name]; !none {
+				out[flag.Name] = flag.Value.String()
+			}
+		})
+	}
+	return out
+}
+
+// nodeReference is this Node for events: kube-proxy's has the name as UID too.
+func nodeReference(name string) *v1.ObjectReference {
+	return &v1.ObjectReference{Kind: "Node", Name: name, UID: types.UID(name)}
+}

@@ -1,0 +1,104 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"net/netip"
+	"strconv"
+	"time"
+)
+
+// bindRetry is how often an address that can not be bound is tried again
+// (kube-proxy's time).
+const bindRetry = 5 * time.Second
+
+// checkBindAddress returns what is wrong with an address to serve on. Empty
+// means not to serve.
+func checkBindAddress(s string) error {
+	if s == "" {
+		return nil
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err == nil && host != "" {
+		_, err = netip.ParseAddr(host)
+	}
+	if err != nil {
+		return errors.New("use ADDRESS:PORT, such as 127.0.0.1:10249")
+	}
+	return nil
+}
+
+// server is an HTTP server that is not worth ending for, unless hardFail.
+type server struct {
+	what     string
+	addr     string
+	handler  http.Handler
+	hardFail bool
+	// failed, if set, is told that the address can not be bound.
+	failed func(error)
+	log    *slog.Logger
+}
+
+// run serves until ctx ends.
+func (s *server) run(ctx context.Context) error {
+	if s.addr == "" {
+		return nil
+	}
+	l, err := s.listen(ctx)
+	if err != nil || l == nil {
+		return err
+	}
+	srv := &http.Server{Handler: s.handler, ReadHeaderTimeout: 10 * time.Second}
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve %s: %w", s.what, err)
+	}
+	return nil
+}
+
+// listen binds the address, in as many tries as it takes; nil if ctx ends.
+func (s *server) listen(ctx context.Context) (net.Listener, error) {
+	said := false
+	for {
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", s.addr)
+		switch {
+		case err == nil:
+			return l, nil
+		case ctx.Err() != nil:
+			return nil, nil
+		}
+		if !said && s.failed != nil {
+			s.failed(err)
+		}
+		if s.hardFail {
+			return nil, fmt.Errorf("serve %s: %w", s.what, err)
+		}
+		if !said {
+			s.log.Error("address can not be bound; trying again", "for", s.what, "error", err, "every", bindRetry)
+			said = true
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-time.After(bindRetry):
+		}
+	}
+}
+
+// addProfiling adds what --profiling asks for.
+func addProfiling(mux *http.ServeMux) {
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+}

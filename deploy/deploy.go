@@ -1,0 +1,11 @@
+// Package deploy holds what puts nodeproxy onto nodes: plain manifests, a Helm
+// chart, a systemd unit, and the recipes of the container image and the Debian
+// package. As Go it is nothing but the manifests, for the lab and for tests.
+package deploy
+
+import _ "embed"
+
+// RBAC is manifests/rbac.yaml: the ServiceAccount, and what it may do.
+//
+//go:embed manifests/rbac.yaml
+var RBAC []byte
