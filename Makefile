@@ -8,7 +8,7 @@ CLANG_VER := 14
 # Debian packages by purpose; only what is missing is installed.
 RUN_PACKAGES  := iptables iproute2
 LAB_PACKAGES  := $(RUN_PACKAGES) iperf3 curl
-TEST_PACKAGES := $(LAB_PACKAGES) conntrack git
+TEST_PACKAGES := $(LAB_PACKAGES) conntrack git systemd
 LINT_PACKAGES := clang-format-$(CLANG_VER)
 VM_PACKAGES   := $(TEST_PACKAGES) qemu-system-x86 busybox-static kmod
 GEN_PACKAGES  := clang-$(CLANG_VER) llvm-$(CLANG_VER) libbpf-dev libc6-dev linux-libc-dev git

@@ -3,9 +3,14 @@
 // package. As Go it is nothing but the manifests, for the lab and for tests.
 package deploy
 
-import _ "embed"
+import "embed"
 
 // RBAC is manifests/rbac.yaml: the ServiceAccount, and what it may do.
 //
 //go:embed manifests/rbac.yaml
 var RBAC []byte
+
+// Files are the manifests and the chart.
+//
+//go:embed manifests all:chart
+var Files embed.FS

@@ -70,6 +70,11 @@ func New(version, mode string) *Metrics {
 	m.endpoints = m.gauge(ours, "backends", "Backends that this node may lead flows to, counted for each port of a Service.").WithLabelValues()
 	m.problems = m.gauge(ours, "service_problems", "Parts of Services that are not served as written.", "reason")
 	m.gauge(ours, "build_info", "1; the version and the mode that runs.", "version", "mode").WithLabelValues(version, mode).Set(1)
+	eachFamily(func(f string) { // there from the start, so that a rate can be taken
+		for _, h := range []*prometheus.HistogramVec{m.syncs, m.fullSyncs, m.partialSyncs, m.programming} {
+			h.WithLabelValues(f)
+		}
+	})
 	return m
 }
 

@@ -84,6 +84,7 @@ func (c *cluster) health(t *testing.T, col column) {
 		t.Errorf("/proxyMode says %q: %v", mode, err)
 	}
 	_, config, err := fetch(c.Lab, "node-a", "http://127.0.0.1:10249/configz")
+	must(t, err)
 	var options struct{ Nodeproxy map[string]string }
 	if err := json.Unmarshal([]byte(config), &options); err != nil || options.Nodeproxy["mode"] != col.Mode {
 		t.Errorf("/configz says %s: %v", config, err)

@@ -120,9 +120,15 @@ func TestKubernetes(t *testing.T) {
 // scenarios runs the whole table with every object in the API server.
 func (c *cluster) scenarios(t *testing.T) {
 	apply(t, c.Lab, services...)
-	last := services[len(services)-1]
-	eventually(t, patience, func() error { return onNode(t, c.Lab, last.name+" node-a", "pod-a1 pod-a2") })
-	eventually(t, patience, func() error { return onNode(t, c.Lab, last.name+" node-b", "pod-b1") })
+	last := services[len(services)-1].name
+	eventually(t, patience, func() error {
+		var errs []error
+		for _, at := range []string{" node-a", " node-b"} {
+			f := nodePortFlow(c.Lab, last+at, everyPod, true) // IPv6 is written last
+			errs = append(errs, onNode(t, c.Lab, last+at, everyPod), f.check(t.Context()))
+		}
+		return errors.Join(errs...)
+	})
 	t.Run("all", func(t *testing.T) { runScenarios(t, c.Lab, table) }) // waits for its parallel parts
 	for _, s := range services {
 		must(t, c.Delete(s.name+".yaml"))
@@ -233,12 +239,14 @@ func (c *cluster) manyServices(t *testing.T) {
 
 // onNode tells whether a Service's node port leads the client to who is wanted.
 func onNode(t *testing.T, l *lab.Lab, target, want string) error {
-	f := flow{scenario: scenario{want: want, source: masked}, lab: l, network: echo.TCP, from: lab.MustPlace("client")}
-	if strings.HasPrefix(target, "affinity-local") {
-		f.source, f.sticky, f.sameName = kept, true, new(string)
-	}
-	f.at, f.to = parseTarget(target, false)
+	f := nodePortFlow(l, target, want, false)
 	return f.check(t.Context())
+}
+
+func nodePortFlow(l *lab.Lab, target, want string, v6 bool) flow {
+	f := flow{scenario: scenario{want: want, source: masked}, lab: l, network: echo.TCP, v6: v6, from: lab.MustPlace("client")}
+	f.at, f.to = parseTarget(target, v6)
+	return f
 }
 
 // create makes Services name-0 to name-(n-1) with one endpoint each, some at a time.

@@ -16,14 +16,24 @@ import (
 // translatesSockets tells whether agents of the lab translate sockets when
 // they connect.
 func translatesSockets(l *lab.Lab) bool {
-	o := l.Options()
-	return o.Mode == lab.ModeEBPF && !slices.Contains(o.AgentArgs, "--sockets=false")
+	mode, args := agentMode(l)
+	return mode == lab.ModeEBPF && !slices.Contains(args, "--sockets=false")
+}
+
+// agentMode is how the agents of a lab run, or would: in a lab that several
+// columns share, only the agents that run know.
+func agentMode(l *lab.Lab) (mode string, args []string) {
+	if p, mode, err := l.Agent("node-a"); err == nil {
+		return mode, p.Argv
+	}
+	return l.Options().Mode, l.Options().AgentArgs
 }
 
 // packetsOnly tells whether agents of the lab are in eBPF mode and leave all
 // sockets to the packet path.
 func packetsOnly(l *lab.Lab) bool {
-	return l.Options().Mode == lab.ModeEBPF && !translatesSockets(l)
+	mode, _ := agentMode(l)
+	return mode == lab.ModeEBPF && !translatesSockets(l)
 }
 
 // toItself tells whether a process of a node dials a node port at an address

@@ -34,7 +34,7 @@ func newEventWriter(client kubernetes.Interface, nodeName string) *eventWriter {
 	return w
 }
 
-// run sends events until ctx ends.
+// run says that the agent was started, and sends events until ctx ends.
 func (w *eventWriter) run(ctx context.Context) error {
 	if w.broadcaster == nil {
 		return nil
@@ -42,15 +42,11 @@ func (w *eventWriter) run(ctx context.Context) error {
 	if err := w.broadcaster.StartRecordingToSinkWithContext(ctx); err != nil {
 		return err
 	}
+	// Not earlier: without somebody who sends it, an Event is thrown away.
+	w.recorder.Eventf(w.node, nil, v1.EventTypeNormal, "Starting", actionStart, "")
 	<-ctx.Done()
 	w.broadcaster.Shutdown()
 	return nil
-}
-
-func (w *eventWriter) started() {
-	if w.recorder != nil {
-		w.recorder.Eventf(w.node, nil, v1.EventTypeNormal, "Starting", actionStart, "")
-	}
 }
 
 // serverFailed returns what reports that one of the two servers can not start.

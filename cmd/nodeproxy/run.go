@@ -132,7 +132,6 @@ func (a *agent) drive(ctx context.Context) error {
 	}
 	a.observer.watch(loop)
 	a.observer.serve(ctx, group)
-	a.observer.events.started()
 	group.Go(func() error { return a.observer.events.run(ctx) })
 	if path := a.opts.kubeProxy.config; path != "" {
 		group.Go(func() error { return watchConfig(ctx, path, a.config.data, a.log) })

@@ -1,0 +1,143 @@
+package deploy
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	v1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/kubernetes/scheme"
+)
+
+// decode reads manifests into the API's types; a field that the API does not
+// know is an error.
+func decode(t *testing.T, name string, data []byte) []runtime.Object {
+	t.Helper()
+	decoder := serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
+	docs := utilyaml.NewDocumentDecoder(io.NopCloser(bytes.NewReader(data)))
+	var out []runtime.Object
+	for {
+		buf := make([]byte, 1<<20)
+		n, err := docs.Read(buf)
+		if errors.Is(err, io.EOF) {
+			return out
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(bytes.TrimSpace(buf[:n])) == 0 {
+			continue
+		}
+		obj, _, err := decoder.Decode(buf[:n], nil, nil)
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", name, err, buf[:n])
+		}
+		out = append(out, obj)
+	}
+}
+
+// manifests are those of the directory, all together.
+func manifests(t *testing.T) (out []runtime.Object) {
+	t.Helper()
+	files, err := filepath.Glob("manifests/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no manifests: %v", err)
+	}
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, decode(t, f, data)...)
+	}
+	return out
+}
+
+// check looks at what must fit together.
+func check(t *testing.T, objects []runtime.Object) {
+	t.Helper()
+	var account, configMap string
+	var ds *appsv1.DaemonSet
+	var binding *rbacv1.ClusterRoleBinding
+	var role *rbacv1.ClusterRole
+	for _, o := range objects {
+		switch o := o.(type) {
+		case *v1.ServiceAccount:
+			account = o.Namespace + "/" + o.Name
+		case *v1.ConfigMap:
+			configMap = o.Name
+		case *appsv1.DaemonSet:
+			ds = o
+		case *rbacv1.ClusterRoleBinding:
+			binding = o
+		case *rbacv1.ClusterRole:
+			role = o
+		}
+	}
+	if ds == nil || binding == nil || role == nil || account == "" || configMap == "" {
+		t.Fatalf("something is missing among %d objects", len(objects))
+	}
+	pod := ds.Spec.Template.Spec
+	if got := ds.Namespace + "/" + pod.ServiceAccountName; got != account || binding.RoleRef.Name != role.Name ||
+		binding.Subjects[0].Namespace+"/"+binding.Subjects[0].Name != account {
+		t.Errorf("DaemonSet of %s, ServiceAccount %s, binding %+v", got, account, binding)
+	}
+	for key, value := range ds.Spec.Selector.MatchLabels {
+		if ds.Spec.Template.Labels[key] != value {
+			t.Errorf("the selector wants %s=%s of Pods that have %v", key, value, ds.Spec.Template.Labels)
+		}
+	}
+	for _, r := range role.Rules {
+		for _, verb := range r.Verbs {
+			if verb == "*" || !slices.Contains(r.Resources, "events") && !slices.Contains([]string{"list", "watch"}, verb) {
+				t.Errorf("may %s %v", verb, r.Resources)
+			}
+		}
+	}
+	c := pod.Containers[0]
+	if !pod.HostNetwork || c.SecurityContext.Privileged != nil || !slices.Contains(c.SecurityContext.Capabilities.Drop, "ALL") {
+		t.Errorf("host network %v, security context %+v", pod.HostNetwork, c.SecurityContext)
+	}
+	volumes := map[string]v1.Volume{}
+	for _, v := range pod.Volumes {
+		volumes[v.Name] = v
+	}
+	for _, m := range c.VolumeMounts {
+		if _, ok := volumes[m.Name]; !ok {
+			t.Errorf("no volume %s", m.Name)
+		}
+		delete(volumes, m.Name)
+	}
+	if len(volumes) > 0 && configMap == "" {
+		t.Errorf("volumes that nothing mounts: %v", volumes)
+	}
+}
+
+func TestManifestsFitTogether(t *testing.T) { check(t, manifests(t)) }
+
+func TestUnitIsWellFormed(t *testing.T) {
+	unit, err := os.ReadFile("nodeproxy.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// systemd looks for the program, which is not installed here.
+	path := filepath.Join(t.TempDir(), "nodeproxy.service")
+	if err := os.WriteFile(path, bytes.ReplaceAll(unit, []byte("/usr/bin/nodeproxy"), []byte("/bin/true")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("systemd-analyze", "verify", path).CombinedOutput()
+	if err != nil || strings.Contains(string(out), "nodeproxy.service") {
+		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	}
+}
