@@ -11,10 +11,18 @@ import (
 
 // modeCollector returns what a mode counts in the kernel, or nil.
 func modeCollector(dp dataplane.Dataplane, log *slog.Logger) prometheus.Collector {
-	if d, ok := dp.(*ebpf.Dataplane); ok {
+	if d, ok := inner(dp).(*ebpf.Dataplane); ok {
 		return &ebpfCollector{d, log}
 	}
 	return nil
+}
+
+// inner is the mode itself, without what is wrapped around it.
+func inner(dp dataplane.Dataplane) dataplane.Dataplane {
+	if w, ok := dp.(interface{ Mode() dataplane.Dataplane }); ok {
+		return w.Mode()
+	}
+	return dp
 }
 
 // ebpfCollector reads the programs' counters when it is asked.

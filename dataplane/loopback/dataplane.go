@@ -33,6 +33,9 @@ func (l *Dataplane) Sync(ctx context.Context, table *service.Table, changed []se
 	return err
 }
 
+// Mode returns the mode that this wraps.
+func (l *Dataplane) Mode() dataplane.Dataplane { return l.Dataplane }
+
 // Close implements dataplane.Dataplane. Node ports on loopback end with it.
 func (l *Dataplane) Close() error {
 	return errors.Join(l.relays.Close(), l.Dataplane.Close())
