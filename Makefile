@@ -63,10 +63,17 @@ test-fuzz: ## Run the fuzz targets for a short time each (FUZZ=10s)
 # Stock Debian kernels, in QEMU without KVM: what only they can show.
 VM_KERNELS ?= linux-image-cloud-amd64 linux-image-6.12-cloud-amd64
 VM_TESTS   ?= ./dataplane/ebpf
+# Of these, what the gate runs: every program, packets through them, and what
+# only stock kernels have.
+VM_GATE    := ./dataplane/ebpf=TestVerifier|TestPackets|TestSocketPath|TestP1P2P3|TestP20|TestLossy|TestP35
 
 .PHONY: test-vm
 test-vm: root deps-vm ## Run the eBPF tests on stock Debian kernels in QEMU (VM_KERNELS, VM_TESTS)
-	$(GO) run ./netns-tests/vm $(addprefix -kernel ,$(VM_KERNELS)) $(addprefix -test ,$(VM_TESTS))
+	$(GO) run ./netns-tests/vm $(addprefix -kernel ,$(VM_KERNELS)) $(foreach t,$(VM_TESTS),-test '$(t)')
+
+.PHONY: test-vm-gate
+test-vm-gate: root deps-vm ## Run on Linux 6.1 what the gate runs there
+	$(GO) run ./netns-tests/vm -kernel linux-image-cloud-amd64 -test '$(VM_GATE)'
 
 .PHONY: bench-sync
 bench-sync: root deps-lab ## Measure how fast rules are written and changed
@@ -76,6 +83,7 @@ bench-sync: root deps-lab ## Measure how fast rules are written and changed
 lint: deps-lint ## Check formatting and run go vet, staticcheck and clang-format
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt wants to change: $$out"; exit 1; }
 	$(GO) vet ./...
+	$(GO) vet -tags stock ./dataplane/ebpf
 	$(GO) tool staticcheck ./...
 	$(GO) mod tidy -diff
 	@files=$$(git ls-files 'bpf/*.c' 'bpf/*.h'); test -z "$$files" || clang-format-$(CLANG_VER) --dry-run --Werror $$files

@@ -99,13 +99,18 @@ func TestP4FullTable(t *testing.T) {
 	}
 	full := b.d.metric(t, bpfReasonREASON_FLOWS_FULL)
 	begun := b.d.metric(t, bpfReasonREASON_FLOW_NEW)
+	before, err := b.d.Metrics()
+	if err != nil {
+		t.Fatal(err)
+	}
 	const flood = 1000
 	for i := range flood {
 		b.send(t, p.request, 50000+uint16(i), "eth0")
 	}
 	admitted := b.d.metric(t, bpfReasonREASON_FLOW_NEW) - begun
 	if refused := b.d.metric(t, bpfReasonREASON_FLOWS_FULL) - full; refused+admitted != flood || refused < flood/2 {
-		t.Errorf("%d refused and %d admitted of %d", refused, admitted, flood)
+		after, _ := b.d.Metrics()
+		t.Errorf("%d refused and %d admitted of %d; counters before: %v, after: %v", refused, admitted, flood, before, after)
 	}
 	for i := range 60 {
 		if v, _ := b.send(t, data, 40000+uint16(i), "eth0"); v != verdictRedirect {

@@ -157,7 +157,7 @@ func wantRefused(t testing.TB, call func() error) {
 	if timed := (timedError{}); errors.As(err, &timed) {
 		took = timed.took
 	}
-	if took > 500*time.Millisecond {
+	if took > slowness*500*time.Millisecond {
 		t.Errorf("refused only after %v", took)
 	}
 }

@@ -177,7 +177,7 @@ func TestP1P2P3Terminate(t *testing.T) {
 						if !strings.Contains(said, "connection abort") {
 							t.Errorf("the socket of the backend that is gone: %s", said)
 						}
-					case <-time.After(time.Second):
+					case <-time.After(slowness * time.Second):
 						t.Error("the socket of the backend that is gone was not ended")
 					}
 					gone = nil

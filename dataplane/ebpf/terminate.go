@@ -33,7 +33,7 @@ func losesEndpoints(writes []write) bool {
 
 // terminateShare is the part of the time, as one in so many, that looking for
 // sockets may take on a node whose endpoints change all the time.
-const terminateShare = 10
+const terminateShare = 4
 
 // terminate ends sockets whose backends are gone, each time it is asked to.
 // What is to be ended is read from the kernel, so that requests can be merged

@@ -102,7 +102,7 @@ func buildTests(ctx context.Context, o *options) ([]test, error) {
 		if pattern != "" {
 			t.args = "-test.run='" + pattern + "'"
 		}
-		if err := build("test", "-c", "-o", t.path, pkg); err != nil {
+		if err := build("test", "-tags", "stock", "-c", "-o", t.path, pkg); err != nil {
 			return nil, fmt.Errorf("build tests of %s: %w", pkg, err)
 		}
 		out = append(out, t)
