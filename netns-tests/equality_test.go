@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -65,6 +66,7 @@ type equality struct {
 	dp   dataplane.Dataplane
 	sent int
 	seen map[string]int
+	step atomic.Int64 // of a test of transitions
 }
 
 // config fits a random node into the namespaces: addresses that the links have

@@ -3,8 +3,11 @@ package netnstests
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/nodeproxy/nodeproxy/lab"
 	"github.com/nodeproxy/nodeproxy/lab/echo"
@@ -118,4 +121,43 @@ func checkRefreshed(t *testing.T, l *lab.Lab) {
 		}
 		time.Sleep(time.Second)
 	}
+}
+
+// TestP34ZoneChanges changes the label of a node's zone while the agent runs:
+// hints lead to the endpoint of the new zone, and without a zone to all.
+func TestP34ZoneChanges(t *testing.T) {
+	eachColumn(t, func(t *testing.T, c column) {
+		l := c.up(t, false)
+		apply(t, l, find("hints"))
+		startAgents(t, l)
+		for _, step := range []struct{ like, want string }{
+			{"node-a", "pod-a1"}, {"node-b", "pod-b1"}, {"", "pod-a1 pod-b1"}, {"node-a", "pod-a1"},
+		} {
+			nodes := lab.NodeObjects()
+			for _, n := range nodes {
+				node := n.(*corev1.Node)
+				if node.Name != "node-a" {
+					continue
+				}
+				delete(node.Labels, corev1.LabelTopologyZone)
+				for _, other := range lab.NodeObjects() {
+					if o := other.(*corev1.Node); o.Name == step.like {
+						node.Labels[corev1.LabelTopologyZone] = o.Labels[corev1.LabelTopologyZone]
+					}
+				}
+			}
+			if err := l.Apply("nodes.yaml", nodes...); err != nil {
+				t.Fatal(err)
+			}
+			for _, at := range []string{"pod-a2 hints cluster", "node-a hints cluster", "client hints node-a"} {
+				words := strings.SplitN(at, " ", 2)
+				f := flow{scenario: scenario{want: step.want, source: masked}, lab: l, network: echo.TCP, from: lab.MustPlace(words[0])}
+				if words[0] == "pod-a2" {
+					f.source = kept
+				}
+				f.at, f.to = parseTarget(words[1], false)
+				eventually(t, patience, func() error { return f.check(t.Context()) })
+			}
+		}
+	})
 }
