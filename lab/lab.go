@@ -202,6 +202,7 @@ func teardown(name string) error {
 		note(deleteNetns(netnsName(name, p.Name)))
 	}
 	note(removePins(name))
+	note(removeSockets(name))
 	note(removeState(name))
 	if err := errors.Join(errs...); err != nil {
 		return err
@@ -229,6 +230,25 @@ func removePins(name string) (found bool, err error) {
 	}
 	if found {
 		os.Remove(pinRoot) // if it was the last; another's keep it
+	}
+	return found, errors.Join(errs...)
+}
+
+// socketRoot is where agents have the sockets on which they are asked.
+const socketRoot = "/run/nodeproxy"
+
+// removeSockets removes those of agents that were killed.
+func removeSockets(name string) (found bool, err error) {
+	var errs []error
+	for _, p := range PlacesOf(Node) {
+		err := os.Remove(filepath.Join(socketRoot, netnsName(name, p.Name)+".sock"))
+		found = found || err == nil
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	if found {
+		os.Remove(socketRoot) // if it was the last; another's keep it
 	}
 	return found, errors.Join(errs...)
 }

@@ -7,6 +7,9 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"os"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -17,7 +20,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/nodeproxy/nodeproxy/admin"
 	"github.com/nodeproxy/nodeproxy/dataplane"
+	"github.com/nodeproxy/nodeproxy/dataplane/ebpf"
 	"github.com/nodeproxy/nodeproxy/health"
 	"github.com/nodeproxy/nodeproxy/metrics"
 	"github.com/nodeproxy/nodeproxy/service"
@@ -35,15 +40,11 @@ type observer struct {
 	events   *eventWriter
 	eligible atomic.Bool // load balancers may use this node
 	needNode bool        // a node that the source does not know is not eligible
-	last     atomic.Pointer[lastSync]
-}
+	last     atomic.Pointer[admin.Sync]
+	started  time.Time
 
-// lastSync is what is shown of the last sync.
-type lastSync struct {
-	At       time.Time
-	Full     bool
-	Duration time.Duration
-	Error    string
+	nodeName  string
+	dataplane dataplane.Dataplane
 }
 
 func newObserver(opts *runOptions, mode, nodeName string, client kubernetes.Interface, log *slog.Logger) *observer {
@@ -53,6 +54,7 @@ func newObserver(opts *runOptions, mode, nodeName string, client kubernetes.Inte
 		syncs:    health.NewSyncHealth(2 * opts.syncPeriod),
 		events:   newEventWriter(client, nodeName),
 		needNode: client != nil,
+		started:  time.Now(),
 	}
 	o.eligible.Store(!o.needNode)
 	o.proxy = &health.Proxy{Syncs: o.syncs, Eligible: o.eligible.Load, Answered: o.metrics.Answered}
@@ -91,7 +93,10 @@ func (o *observer) watch(loop *dataplane.Loop) {
 		o.metrics.Queued()
 	}
 	loop.Synced = func(r dataplane.Report) {
-		last := &lastSync{At: time.Now(), Full: r.Full, Duration: r.Duration}
+		last := &admin.Sync{At: time.Now(), Kind: "partial", Duration: r.Duration}
+		if r.Full {
+			last.Kind = "full"
+		}
 		if r.Err == nil {
 			o.syncs.Synced(time.Now())
 		} else {
@@ -161,4 +166,23 @@ func flagValues(f *pflag.FlagSet) map[string]string {
 // nodeReference is this Node for events: kube-proxy's has the name as UID too.
 func nodeReference(name string) *v1.ObjectReference {
 	return &v1.ObjectReference{Kind: "Node", Name: name, UID: types.UID(name)}
+}
+
+// status is what nodeproxy status shows, but for what the Table says.
+func (o *observer) status() admin.Status {
+	s := admin.Status{
+		Version: versionNumber(), PID: os.Getpid(), Started: o.started, Mode: o.mode, Node: o.nodeName, Instance: o.opts.instance,
+		Source: o.opts.source, Healthy: o.proxy.Healthy(), Eligible: o.eligible.Load(), LastSync: o.last.Load(),
+	}
+	if d, ok := inner(o.dataplane).(*ebpf.Dataplane); ok {
+		uses, err := d.MapUses()
+		if err != nil {
+			o.log.Warn("status is without maps", "error", err)
+		}
+		for _, u := range uses {
+			s.Maps = append(s.Maps, admin.Map(u))
+		}
+		slices.SortFunc(s.Maps, func(a, b admin.Map) int { return strings.Compare(a.Name, b.Name) })
+	}
+	return s
 }

@@ -19,7 +19,8 @@ Services lead to Pods, either with iptables chains or with eBPF programs.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newRunCommand(), newCleanupCommand(), newCheckCommand(), newLabCommand(), newVersionCommand())
+	root.AddCommand(newRunCommand(), newCleanupCommand(), newCheckCommand(), newLabCommand(), newVersionCommand(),
+		newStatusCommand(), newGetCommand(), newExplainCommand())
 	return root
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/nodeproxy/nodeproxy/admin"
 	"github.com/nodeproxy/nodeproxy/dataplane"
 	"github.com/nodeproxy/nodeproxy/service"
 )
@@ -86,6 +87,7 @@ func run(ctx context.Context, opts *runOptions) error {
 	}
 	a := &agent{opts: opts, log: log, dataplane: dp, source: src, node: node, config: config, inPlace: takeOver.finish,
 		observer: newObserver(opts, mode, node.NodeName, client, log)}
+	a.observer.nodeName, a.observer.dataplane = node.NodeName, dp
 	if err := a.observer.collect(dp); err != nil {
 		return err
 	}
@@ -131,6 +133,10 @@ func (a *agent) drive(ctx context.Context) error {
 		},
 	}
 	a.observer.watch(loop)
+	inspect := make(chan func(*service.Table))
+	loop.Inspect = inspect
+	socket := &admin.Server{Path: admin.Socket(a.opts.instance), Status: a.observer.status, Inspect: inspect}
+	group.Go(func() error { return a.ask(ctx, socket) })
 	a.observer.serve(ctx, group)
 	group.Go(func() error { return a.observer.events.run(ctx) })
 	if path := a.opts.kubeProxy.config; path != "" {
@@ -150,6 +156,14 @@ func (a *agent) drive(ctx context.Context) error {
 	})
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
+	}
+	return nil
+}
+
+// ask serves the operator's questions. Without a socket the agent goes on.
+func (a *agent) ask(ctx context.Context, socket *admin.Server) error {
+	if err := socket.Run(ctx); err != nil {
+		a.log.Error("nodeproxy status and the like can not ask this agent", "error", err)
 	}
 	return nil
 }

@@ -29,6 +29,7 @@ var allowed = map[string][]string{
 	"lab/controlplane":        {"lab", "deploy"},
 	"deploy":                  {},
 	"metrics":                 {"service"},
+	"admin":                   {"service"},
 	"health":                  {"service"},
 }
 

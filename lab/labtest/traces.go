@@ -19,7 +19,7 @@ func Traces() ([]string, error) {
 	for _, pattern := range []string{
 		"/run/netns/np-*", "/run/nodeproxy-lab", "/run/nodeproxy-lab/*",
 		"/sys/fs/cgroup/nodeproxy-lab-*", "/sys/fs/cgroup/unified/nodeproxy-lab-*",
-		"/sys/fs/bpf/nodeproxy/*",
+		"/sys/fs/bpf/nodeproxy/*", "/run/nodeproxy/np-*",
 	} {
 		found, err := filepath.Glob(pattern)
 		if err != nil {

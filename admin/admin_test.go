@@ -1,0 +1,147 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nodeproxy/nodeproxy/service"
+)
+
+func table(t *testing.T) *service.Table {
+	t.Helper()
+	r := service.NewResolver(service.Config{NodeName: "n", Facts: service.NodeFacts{
+		Pods:      [2]service.PodDetector{{CIDR: netip.MustParsePrefix("10.244.0.0/16")}},
+		Local:     [2][]netip.Addr{{netip.MustParseAddr("192.168.0.1")}},
+		NodePorts: [2]service.NodePortAddresses{{All: true}},
+	}})
+	web := service.Name{Namespace: "default", Name: "web"}
+	balanced := &service.Service{Name: web, Type: service.TypeLoadBalancer, ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.1")},
+		Ports:          []service.Port{{Name: "http", Protocol: service.TCP, Port: 80, NodePort: 30080}},
+		Ingress:        []service.Ingress{{Addr: netip.MustParseAddr("198.51.100.1")}},
+		SourceRanges:   []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")},
+		ExternalPolicy: service.PolicyLocal, AffinityTimeout: time.Hour}
+	empty := &service.Service{Name: service.Name{Namespace: "default", Name: "empty"}, ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.2")},
+		Ports: []service.Port{{Protocol: service.UDP, Port: 53}}}
+	slice := &service.EndpointSlice{Name: web, Service: "web", Ports: []service.EndpointPort{{Name: "http", Protocol: service.TCP, Number: 8080}},
+		Endpoints: []service.Endpoint{{Addr: netip.MustParseAddr("10.244.2.7"), Ready: true, Serving: true, NodeName: "other"}}}
+	r.Apply(service.Changes{Complete: true, Services: []*service.Service{balanced, empty}, EndpointSlices: []*service.EndpointSlice{slice}})
+	return r.Table()
+}
+
+// Each outcome that there is, with the words that say why.
+func TestExplain(t *testing.T) {
+	tb := table(t)
+	for name, test := range map[string]struct {
+		from, to, protocol, verdict string
+		words                       []string
+	}{
+		"translated":    {"10.244.1.9", "10.96.0.1:80", "TCP", "translate", []string{"a Pod", "ClusterIP 10.96.0.1:80 of Service default/web:http", "one of 1 endpoints on every node", "session affinity", "10.244.2.7:8080, sees the source as it is"}},
+		"masqueraded":   {"", "10.96.0.1:80", "TCP", "translate", []string{"this node itself", "sees this node as the source"}},
+		"local policy":  {"192.0.2.1", "192.168.0.1:30080", "TCP", "drop", []string{"outside", "node port 30080", "policy is Local"}},
+		"source range":  {"192.0.2.1", "198.51.100.1:80", "TCP", "drop", []string{"outside of loadBalancerSourceRanges [203.0.113.0/24]"}},
+		"no endpoints":  {"10.244.1.9", "10.96.0.2:53", "UDP", "reject", []string{"no usable endpoint"}},
+		"other port":    {"10.244.1.9", "10.96.0.2:54", "UDP", "reject", []string{"none of its ports"}},
+		"no Service":    {"10.244.1.9", "192.0.2.9:80", "TCP", "untouched", []string{"no Service"}},
+		"from inside":   {"203.0.113.5", "198.51.100.1:80", "TCP", "drop", []string{"inside of loadBalancerSourceRanges", "policy is Local"}},
+		"hairpin words": {"10.244.2.7", "10.96.0.1:80", "TCP", "translate", []string{"sees this node as the source"}},
+	} {
+		v := Question{}.Values()
+		v.Set("from", test.from)
+		v.Set("to", test.to)
+		v.Set("protocol", test.protocol)
+		q, err := ParseQuestion(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := Explain(tb, q.packet(tb))
+		text := strings.Join(e.Steps, "\n")
+		if e.Verdict != test.verdict {
+			t.Errorf("%s: %s, want %s:\n%s", name, e.Verdict, test.verdict, text)
+		}
+		for _, words := range test.words {
+			if !strings.Contains(text, words) {
+				t.Errorf("%s: no %q in\n%s", name, words, text)
+			}
+		}
+	}
+}
+
+func TestQuestionsThatMakeNoSense(t *testing.T) {
+	for want, q := range map[string][3]string{
+		"use an IP address": {"x", "10.0.0.1:80", "TCP"}, "use ADDRESS:PORT": {"", "10.0.0.1", "TCP"},
+		"use TCP, UDP or SCTP": {"", "10.0.0.1:80", "ICMP"}, "two families": {"fd00::1", "10.0.0.1:80", "TCP"},
+	} {
+		v := Question{}.Values()
+		v.Set("from", q[0])
+		v.Set("to", q[1])
+		v.Set("protocol", q[2])
+		if _, err := ParseQuestion(v); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: %v, want %q", q, err, want)
+		}
+	}
+}
+
+// The socket is root's alone, one that was left is replaced, and nothing of it
+// stays.
+func TestServer(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "run", "a.sock")
+	if err := Get(t.Context(), path, "/v1/status", nil, &Status{}); !errors.Is(err, ErrNoAgent) {
+		t.Errorf("without an agent: %v", err)
+	}
+	inspect := make(chan func(*service.Table))
+	ctx, cancel := context.WithCancel(t.Context())
+	var tb *service.Table
+	go func() {
+		for fn := range inspect {
+			fn(tb)
+		}
+	}()
+	defer close(inspect)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		done <- (&Server{Path: path, Inspect: inspect, Status: func() Status { return Status{Mode: "ebpf"} }}).Run(ctx)
+	}()
+	var s Status
+	for deadline := time.Now().Add(5 * time.Second); Get(t.Context(), path, "/v1/status", nil, &s) != nil; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("no answer")
+		}
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("socket: %v, %v", info, err)
+	}
+	var backends []Backend
+	if err := Get(t.Context(), path, "/v1/backends", nil, &backends); err == nil || !strings.Contains(err.Error(), "nothing was listed yet") {
+		t.Errorf("before the first list: %v", err)
+	}
+	tb = table(t)
+	if err := Get(t.Context(), path, "/v1/status", nil, &s); err != nil || s.Mode != "ebpf" || s.Services != 2 || s.Backends != 1 {
+		t.Errorf("status %+v: %v", s, err)
+	}
+	var frontends []Frontend
+	if err := Get(t.Context(), path, "/v1/services", nil, &frontends); err != nil || len(frontends) != 4 || frontends[0].Pod != "reject" {
+		t.Errorf("services %+v: %v", frontends, err)
+	}
+	if err := Get(t.Context(), path, "/v1/backends", nil, &backends); err != nil || len(backends) != 1 || backends[0].Address != "10.244.2.7:8080" {
+		t.Errorf("backends %+v: %v", backends, err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Dir(path)); !os.IsNotExist(err) {
+		t.Errorf("left behind: %v", err)
+	}
+}

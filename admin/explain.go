@@ -1,0 +1,119 @@
+package admin
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/nodeproxy/nodeproxy/service"
+)
+
+// Explanation is what would become of a packet on this node, and why.
+type Explanation struct {
+	// Steps tell it one after the other, in the same words in every mode.
+	Steps []string `json:"steps"`
+	// Verdict is untouched, translate, reject or drop.
+	Verdict  string      `json:"verdict"`
+	Service  string      `json:"service,omitempty"`
+	Backends []Candidate `json:"backends,omitempty"`
+}
+
+// Candidate is a backend that a packet may be led to.
+type Candidate struct {
+	Address    string `json:"address"`
+	Local      bool   `json:"local"`
+	Weight     int    `json:"weight"`
+	Masquerade bool   `json:"masquerade"`
+}
+
+// Explain tells what the Table makes of a packet. It is pure; which of the
+// candidates is taken is for the kernel to choose.
+func Explain(table *service.Table, p service.Packet) Explanation {
+	o := table.Judge(p)
+	e := Explanation{}
+	say := func(format string, args ...any) { e.Steps = append(e.Steps, fmt.Sprintf(format, args...)) }
+	say("%s packet from %s to %s", p.Protocol, from(p.Source), p.Destination)
+	if !o.Matched {
+		e.Verdict = "untouched"
+		say("no Service has this destination: the packet is not touched")
+		return e
+	}
+	say("the source is %s", sourceWords[o.Source])
+	e.Verdict = o.Route.Action.String()
+	if o.Frontend == nil {
+		say("the address is a Service's, but none of its ports is this one: rejected, at once")
+		return e
+	}
+	e.Service = o.Port.Name.String()
+	say("%s of Service %s", frontendWords(o.Frontend, p.Destination), e.Service)
+	switch {
+	case o.Blocked:
+		say("the source is outside of loadBalancerSourceRanges %s: dropped", prefixes(o.Frontend.SourceRanges))
+		return e
+	case o.Frontend.Filtered:
+		say("the source is inside of loadBalancerSourceRanges %s", prefixes(o.Frontend.SourceRanges))
+	}
+	switch o.Route.Action {
+	case service.Reject:
+		say("the Service has no usable endpoint: rejected, at once")
+	case service.Drop:
+		say("the traffic policy is Local and no endpoint is on this node: dropped, so that load balancers go elsewhere")
+	case service.Translate:
+		e.translated(o, p, say)
+	}
+	return e
+}
+
+var sourceWords = map[service.Source]string{
+	service.FromPod: "a Pod", service.FromNode: "this node itself", service.FromOutside: "outside of the cluster",
+}
+
+func (e *Explanation) translated(o service.Outcome, p service.Packet, say func(string, ...any)) {
+	where := "on every node"
+	if o.Route.List == service.ListLocal {
+		where = "on this node"
+	}
+	say("one of %d endpoints %s is chosen", len(o.Backends), where)
+	if t := o.Port.AffinityTimeout; t > 0 {
+		say("session affinity: a client that came within %s goes to the endpoint that it had", t)
+	}
+	for _, b := range o.Backends {
+		c := Candidate{Address: b.To(p.Destination.Port()).String(), Local: b.Local, Weight: b.Shares(), Masquerade: o.Masquerade(p, b)}
+		e.Backends = append(e.Backends, c)
+		text := c.Address
+		if c.Weight > 1 {
+			text += fmt.Sprintf(", weight %d", c.Weight)
+		}
+		if c.Local {
+			text += ", on this node"
+		}
+		if c.Masquerade {
+			text += ", sees this node as the source"
+		} else {
+			text += ", sees the source as it is"
+		}
+		say("  %s", text)
+	}
+}
+
+func from(a netip.AddrPort) string {
+	if a.Port() == 0 {
+		return a.Addr().String()
+	}
+	return a.String()
+}
+
+func frontendWords(f *service.Frontend, to netip.AddrPort) string {
+	if f.Kind == service.NodePort {
+		return fmt.Sprintf("node port %d", f.Port)
+	}
+	return fmt.Sprintf("%s %s", f.Kind, to)
+}
+
+func prefixes(list []netip.Prefix) string {
+	var out []string
+	for _, p := range list {
+		out = append(out, p.String())
+	}
+	return "[" + strings.Join(out, " ") + "]"
+}

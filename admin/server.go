@@ -1,0 +1,175 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/nodeproxy/nodeproxy/service"
+)
+
+// Server answers on a socket.
+type Server struct {
+	Path string
+	// Status tells how the agent is; what the Table says is added.
+	Status func() Status
+	// Inspect delivers functions to the goroutine that owns the Table; see
+	// dataplane.Loop.
+	Inspect chan<- func(*service.Table)
+}
+
+// errNothing is told to who asks before there is an answer.
+var errNothing = errors.New("nothing was listed yet")
+
+// Run serves until ctx ends. A socket of that path, left by an agent that was
+// killed, is replaced: only one agent can have the node's lock.
+func (s *Server) Run(ctx context.Context) error {
+	if err := os.MkdirAll(filepath.Dir(s.Path), 0o700); err != nil {
+		return fmt.Errorf("make directory of the socket: %w", err)
+	}
+	if err := os.Remove(s.Path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove old socket: %w", err)
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", s.Path)
+	if err != nil {
+		return fmt.Errorf("listen on socket: %w", err)
+	}
+	defer os.Remove(filepath.Dir(s.Path)) // if it was the last
+	if err := os.Chmod(s.Path, 0o600); err != nil {
+		return errors.Join(fmt.Errorf("protect socket: %w", err), l.Close())
+	}
+	srv := &http.Server{Handler: s.handler(), ReadHeaderTimeout: 10 * time.Second}
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve socket: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
+		status := s.Status()
+		err := s.inspect(r.Context(), status.Fill)
+		if errors.Is(err, errNothing) {
+			err = nil
+		}
+		answer(w, status, err)
+	})
+	mux.HandleFunc("GET /v1/services", func(w http.ResponseWriter, r *http.Request) {
+		var rows []Frontend
+		err := s.inspect(r.Context(), func(t *service.Table) { rows = Frontends(t) })
+		answer(w, rows, err)
+	})
+	mux.HandleFunc("GET /v1/backends", func(w http.ResponseWriter, r *http.Request) {
+		var rows []Backend
+		err := s.inspect(r.Context(), func(t *service.Table) { rows = Backends(t) })
+		answer(w, rows, err)
+	})
+	mux.HandleFunc("GET /v1/explain", func(w http.ResponseWriter, r *http.Request) {
+		q, err := ParseQuestion(r.URL.Query())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		var e Explanation
+		err = s.inspect(r.Context(), func(t *service.Table) { e = Explain(t, q.packet(t)) })
+		answer(w, e, err)
+	})
+	return mux
+}
+
+// inspect runs fn where the Table may be looked at.
+func (s *Server) inspect(ctx context.Context, fn func(*service.Table)) error {
+	done := make(chan error, 1)
+	select {
+	case s.Inspect <- func(t *service.Table) {
+		if t == nil {
+			done <- errNothing
+			return
+		}
+		fn(t)
+		done <- nil
+	}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return <-done
+}
+
+func answer(w http.ResponseWriter, body any, err error) {
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(body) // a client that is gone
+}
+
+// Question is what explain is asked.
+type Question struct {
+	From      netip.Addr // invalid for this node itself
+	To        netip.AddrPort
+	Protocol  service.Protocol
+	Interface string // by which the packet comes; empty for a guess
+}
+
+// Values writes the question as a query.
+func (q Question) Values() url.Values {
+	v := url.Values{"to": {q.To.String()}, "protocol": {q.Protocol.String()}, "interface": {q.Interface}}
+	if q.From.IsValid() {
+		v.Set("from", q.From.String())
+	}
+	return v
+}
+
+// ParseQuestion reads what Values wrote.
+func ParseQuestion(v url.Values) (q Question, err error) {
+	if from := v.Get("from"); from != "" {
+		if q.From, err = netip.ParseAddr(from); err != nil {
+			return q, fmt.Errorf("from %q: use an IP address", from)
+		}
+	}
+	if q.To, err = netip.ParseAddrPort(v.Get("to")); err != nil {
+		return q, fmt.Errorf("to %q: use ADDRESS:PORT", v.Get("to"))
+	}
+	for _, p := range service.Protocols {
+		if p.String() == v.Get("protocol") {
+			q.Protocol = p
+		}
+	}
+	if q.Protocol == 0 {
+		return q, fmt.Errorf("protocol %q: use TCP, UDP or SCTP", v.Get("protocol"))
+	}
+	if q.From.IsValid() && service.FamilyOf(q.From) != service.FamilyOf(q.To.Addr()) {
+		return q, fmt.Errorf("from %s to %s: these are of two families", q.From, q.To)
+	}
+	q.Interface = v.Get("interface")
+	return q, nil
+}
+
+// packet is the first packet of the flow that is asked about.
+func (q Question) packet(t *service.Table) service.Packet {
+	p := service.Packet{Source: netip.AddrPortFrom(q.From, 0), Destination: q.To, Protocol: q.Protocol, Interface: q.Interface}
+	family := service.FamilyOf(q.To.Addr())
+	if !q.From.IsValid() {
+		p.Source = netip.AddrPortFrom(netip.MustParseAddr([]string{"127.0.0.1", "::1"}[family]), 0)
+		if local := t.Node.Local[family]; len(local) > 0 {
+			p.Source = netip.AddrPortFrom(local[0], 0)
+		}
+		return p
+	}
+	if p.Interface == "" && !t.Node.IsLocal(q.From) {
+		p.Interface = "?" // it comes from elsewhere, by some interface
+	}
+	return p
+}
