@@ -43,8 +43,13 @@ kube: ## Build etcd, kube-apiserver, kubectl and kube-proxy into bin/kube, for t
 		CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(KUBE_BIN)/$${p#*=} $${p%=*} || exit 1; \
 	done
 
+.PHONY: helm
+helm: ## Build helm into bin/kube, for tests
+	@mkdir -p $(KUBE_BIN)
+	cd netns-tests/helm && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(KUBE_BIN)/helm helm.sh/helm/v4/cmd/helm
+
 .PHONY: test
-test: root deps-test build kube test-race test-all test-fuzz ## Run every test
+test: root deps-test build kube helm test-race test-all test-fuzz ## Run every test
 
 # One package at a time: some measure times, on two cores.
 .PHONY: test-all

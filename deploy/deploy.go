@@ -5,11 +5,6 @@ package deploy
 
 import "embed"
 
-// RBAC is manifests/rbac.yaml: the ServiceAccount, and what it may do.
-//
-//go:embed manifests/rbac.yaml
-var RBAC []byte
-
 // Files are the manifests and the chart.
 //
 //go:embed manifests all:chart

@@ -141,3 +141,50 @@ func TestUnitIsWellFormed(t *testing.T) {
 		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
 	}
 }
+
+// helm is the program that `make test` has built; a test that is run alone
+// builds it.
+func helm(t *testing.T) string {
+	t.Helper()
+	dir := os.Getenv("NODEPROXY_KUBE_BIN")
+	if dir == "" {
+		if out, err := exec.Command("make", "-C", "..", "helm").CombinedOutput(); err != nil {
+			t.Fatalf("make helm: %v\n%s", err, out)
+		}
+		dir = filepath.Join("..", "bin", "kube")
+	}
+	return filepath.Join(dir, "helm")
+}
+
+// What the chart makes fits together as the manifests do, whatever the values.
+func TestChart(t *testing.T) {
+	program := helm(t)
+	for name, args := range map[string][]string{
+		"defaults": nil,
+		"values": {"--set", "apiServer.host=192.0.2.1,mode=ebpf,image.tag=v1,maxUnavailable=1,extraArgs={-v=1},imagePullSecrets={a}",
+			"--set", "config.clusterCIDR=10.244.0.0/16,config.iptables.masqueradeAll=true,podAnnotations.a=b",
+			"--set", "serviceAccount.name=other"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmd := exec.Command(program, append([]string{"template", "release", "chart", "--namespace", "somewhere"}, args...)...)
+			cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
+			out, err := cmd.Output()
+			if err != nil {
+				t.Fatalf("helm template: %v", err)
+			}
+			check(t, decode(t, name, out))
+			if name == "values" {
+				for _, want := range []string{"192.0.2.1", "--mode=ebpf", "nodeproxy:v1", `"-v=1"`, "masqueradeAll: true"} {
+					if !strings.Contains(string(out), want) {
+						t.Errorf("no %s in\n%s", want, out)
+					}
+				}
+			}
+		})
+	}
+	cmd := exec.Command(program, "lint", "chart")
+	cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("helm lint: %v\n%s", err, out)
+	}
+}

@@ -21,7 +21,6 @@ import (
 	certutil "k8s.io/client-go/util/cert"
 	"k8s.io/client-go/util/keyutil"
 
-	"github.com/nodeproxy/nodeproxy/deploy"
 	"github.com/nodeproxy/nodeproxy/lab"
 )
 
@@ -75,7 +74,7 @@ func Start(ctx context.Context, l *lab.Lab, bin string) (*Server, error) {
 	if err := s.StartAPI(ctx); err != nil {
 		return nil, err
 	}
-	return s, errors.Join(s.allocateLabRanges(ctx), s.apply(ctx, deploy.RBAC), s.writeKubeconfig(ctx))
+	return s, errors.Join(s.allocateLabRanges(ctx), s.applyDeploy(ctx), s.writeKubeconfig(ctx))
 }
 
 // StartAPI starts kube-apiserver, which [Server.StopAPI] may have stopped, and

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 
 	networkingv1 "k8s.io/api/networking/v1"
@@ -18,6 +19,7 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 
+	"github.com/nodeproxy/nodeproxy/deploy"
 	"github.com/nodeproxy/nodeproxy/lab"
 )
 
@@ -30,13 +32,15 @@ var resources = map[string]struct {
 	path   string
 	status bool
 }{
-	"v1 Service":                                      {"/api/v1/namespaces/%s/services/%s", true},
-	"v1 Node":                                         {"/api/v1/nodes/%[2]s", true},
-	"v1 Namespace":                                    {"/api/v1/namespaces/%[2]s", false},
-	"v1 ServiceAccount":                               {"/api/v1/namespaces/%s/serviceaccounts/%s", false},
-	"discovery.k8s.io/v1 EndpointSlice":               {"/apis/discovery.k8s.io/v1/namespaces/%s/endpointslices/%s", false},
-	"networking.k8s.io/v1 ServiceCIDR":                {"/apis/networking.k8s.io/v1/servicecidrs/%[2]s", false},
-	"rbac.authorization.k8s.io/v1 ClusterRole":        {"/apis/rbac.authorization.k8s.io/v1/clusterroles/%[2]s", false},
+	"v1 Service":                               {"/api/v1/namespaces/%s/services/%s", true},
+	"v1 Node":                                  {"/api/v1/nodes/%[2]s", true},
+	"v1 Namespace":                             {"/api/v1/namespaces/%[2]s", false},
+	"v1 ConfigMap":                             {"/api/v1/namespaces/%s/configmaps/%s", false},
+	"apps/v1 DaemonSet":                        {"/apis/apps/v1/namespaces/%s/daemonsets/%s", false},
+	"v1 ServiceAccount":                        {"/api/v1/namespaces/%s/serviceaccounts/%s", false},
+	"discovery.k8s.io/v1 EndpointSlice":        {"/apis/discovery.k8s.io/v1/namespaces/%s/endpointslices/%s", false},
+	"networking.k8s.io/v1 ServiceCIDR":         {"/apis/networking.k8s.io/v1/servicecidrs/%[2]s", false},
+	"rbac.authorization.k8s.io/v1 ClusterRole": {"/apis/rbac.authorization.k8s.io/v1/clusterroles/%[2]s", false},
 	"rbac.authorization.k8s.io/v1 ClusterRoleBinding": {"/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/%[2]s", false},
 }
 
@@ -80,6 +84,24 @@ func (s *Server) Apply(file string, objects ...any) error {
 
 // Delete implements [lab.Store].
 func (s *Server) Delete(file string) error { return s.Apply(file) }
+
+// applyDeploy applies the manifests of deploy/, whose ServiceAccount the agents
+// have; the API server says what is wrong with the others.
+func (s *Server) applyDeploy(ctx context.Context) error {
+	return fs.WalkDir(deploy.Files, "manifests", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		data, err := deploy.Files.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if err := s.apply(ctx, data); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		return nil
+	})
+}
 
 // apply applies manifests as YAML.
 func (s *Server) apply(ctx context.Context, manifests []byte) error {
