@@ -15,7 +15,7 @@ GEN_PACKAGES  := clang-$(CLANG_VER) llvm-$(CLANG_VER) libbpf-dev libc6-dev linux
 
 MODE   ?= iptables
 FUZZ   ?= 10s
-GOTEST := $(GO) test -timeout 20m
+GOTEST := $(GO) test -timeout 40m
 
 .DEFAULT_GOAL := help
 

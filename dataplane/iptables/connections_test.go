@@ -2,7 +2,6 @@ package iptables
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -113,18 +112,23 @@ func BenchmarkConnections(b *testing.B) {
 	}
 }
 
-// The last of 10,000 Services must be as fast to reach as the last of 10. The
-// limit leaves room for a noisy machine; BenchmarkConnections gives the figure.
+// rateTries is how often the rates are measured before they count as unequal: a
+// noisy machine can make one of them slower, but not a slope disappear.
+const rateTries = 3
+
+// The last of 10,000 Services must be as fast to reach as the last of 10.
 func TestConnectionRateDoesNotFallWithServices(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(string(backend), func(t *testing.T) {
-			direct, few, many := medianRates(t, backend)
-			text := fmt.Sprintf("connections/s: %.0f direct, %.0f through the last of 10 Services, %.0f through the last of 10,000 (%.3f)",
-				direct, few, many, many/few)
-			t.Log(text)
-			if many/few < 0.85 {
-				t.Error(text)
+			for range rateTries {
+				direct, few, many := medianRates(t, backend)
+				t.Logf("connections/s: %.0f direct, %.0f through the last of 10 Services, %.0f through the last of 10,000 (%.3f)",
+					direct, few, many, many/few)
+				if many/few >= 0.95 {
+					return
+				}
 			}
+			t.Errorf("in %d measurements, the ratio was under 0.95", rateTries)
 		})
 	}
 }
