@@ -161,3 +161,44 @@ func TestP34ZoneChanges(t *testing.T) {
 		}
 	})
 }
+
+// TestP27AffinityOverModeChange restarts agents in the other mode and back:
+// clients stay with their endpoints.
+func TestP27AffinityOverModeChange(t *testing.T) {
+	eachIPTables(t, func(t *testing.T, c column) {
+		l := c.up(t, false, "--drain-poll", "200ms")
+		serveMore(t, l)
+		apply(t, l, find("affinity-large"))
+		startAgents(t, l)
+		s, names := find("affinity-large"), map[string]string{}
+		dialAll := func(step string) {
+			t.Helper()
+			for _, from := range []string{"pod-a1", "pod-a2", "pod-b1", "client", "node-a"} {
+				for _, v6 := range []bool{false, true} {
+					for _, network := range []echo.Network{echo.TCP, echo.UDP} {
+						key := fmt.Sprint(from, v6, network)
+						answer, err := l.Dial(t.Context(), from, network, s.addr("external", 80, v6))
+						if err != nil {
+							t.Errorf("%s: %s: %v", step, key, err)
+						} else if names[key] != "" && names[key] != answer.Name {
+							t.Errorf("%s: %s: %s answered, and %s before", step, key, answer.Name, names[key])
+						}
+						names[key] = answer.Name
+					}
+				}
+			}
+		}
+		dialAll("at first")
+		for _, mode := range []string{lab.ModeEBPF, lab.ModeIPTables} {
+			for _, node := range lab.PlacesOf(lab.Node) {
+				if err := l.StopAgent(node.Name); err != nil {
+					t.Fatal(err)
+				}
+				if err := l.StartAgent(t.Context(), node.Name, "--mode", mode); err != nil {
+					t.Fatal(err)
+				}
+			}
+			dialAll("in mode " + mode)
+		}
+	})
+}

@@ -248,3 +248,12 @@ func (f *Frontend) LeadsTo(list List, pods bool) bool {
 	}
 	return false
 }
+
+// Affinity is the backend that a client was given by session affinity, as a mode
+// remembers it. Changing modes takes it along.
+type Affinity struct {
+	Port    PortName
+	Family  Family
+	Client  netip.Addr
+	Backend netip.AddrPort // as in the lists of backends
+}

@@ -36,10 +36,14 @@ func openDataplane(ctx context.Context, opts *runOptions, mode string, log *slog
 		if err := h.keepPorts(); err != nil {
 			return nil, nil, errors.Join(err, dp.Close())
 		}
-		if o.PacketsOnly {
-			return loopback.New(dp, log), h, nil
+		var mode dataplane.Dataplane = dp
+		if h.chains {
+			mode = &carrier{dp, log, fromIPTables(dp)}
 		}
-		return dp, h, nil
+		if o.PacketsOnly {
+			mode = loopback.New(mode, log)
+		}
+		return mode, h, nil
 	}
 	dp, err := iptables.New(ctx, iptables.Options{
 		Backend: iptables.Backend(opts.backend), MasqueradeBit: opts.masqueradeBit, PingServiceIPs: opts.pingServiceIPs,
@@ -49,7 +53,11 @@ func openDataplane(ctx context.Context, opts *runOptions, mode string, log *slog
 		return nil, nil, fmt.Errorf("set up iptables mode: %w", err)
 	}
 	log.Info("iptables back end", "backend", string(dp.Backend()))
-	return loopback.New(dp, log), h, nil
+	var wrapped dataplane.Dataplane = dp
+	if h.programs {
+		wrapped = &carrier{dp, log, fromEBPF(h.ebpf)}
+	}
+	return loopback.New(wrapped, log), h, nil
 }
 
 // chooseMode picks ebpf where the kernel has all that it needs.

@@ -19,10 +19,13 @@ func modeCollector(dp dataplane.Dataplane, log *slog.Logger) prometheus.Collecto
 
 // inner is the mode itself, without what is wrapped around it.
 func inner(dp dataplane.Dataplane) dataplane.Dataplane {
-	if w, ok := dp.(interface{ Mode() dataplane.Dataplane }); ok {
-		return w.Mode()
+	for {
+		w, ok := dp.(interface{ Mode() dataplane.Dataplane })
+		if !ok {
+			return dp
+		}
+		dp = w.Mode()
 	}
-	return dp
 }
 
 // ebpfCollector reads the programs' counters when it is asked.
