@@ -14,6 +14,7 @@ VM_PACKAGES   := $(TEST_PACKAGES) qemu-system-x86 busybox-static kmod
 GEN_PACKAGES  := clang-$(CLANG_VER) llvm-$(CLANG_VER) libbpf-dev libc6-dev linux-libc-dev git
 
 MODE   ?= iptables
+SOURCE ?= file
 FUZZ   ?= 10s
 GOTEST := $(GO) test -timeout 40m
 
@@ -28,8 +29,8 @@ build: ## Build bin/nodeproxy
 	$(GO) build -o $(BIN) ./cmd/nodeproxy
 
 .PHONY: demo
-demo: root deps-lab build ## Show on this machine how Services work (MODE=iptables)
-	./$(BIN) lab demo --mode $(MODE)
+demo: root deps-lab build $(if $(filter kubernetes,$(SOURCE)),kube) ## Show on this machine how Services work (MODE=iptables, SOURCE=file)
+	./$(BIN) lab demo --mode $(MODE) --source $(SOURCE) --kube-bin $(KUBE_BIN)
 
 # etcd, kube-apiserver, kubectl and kube-proxy for the tests: tools of a Go
 # module of their own. Some eight minutes on two cores at first, then cached.

@@ -19,6 +19,9 @@ type DemoOptions struct {
 	Out    io.Writer
 	Colour bool
 	Keep   bool // leave the lab up
+	// Prepare, if set, is called before the agents are started, for a [Store]
+	// other than manifests. It returns a line of the story.
+	Prepare func(context.Context, *Lab) (string, error)
 	// Throughput is how long each run of iperf3 takes, in whole seconds; 2 s
 	// by default.
 	Throughput time.Duration
@@ -51,12 +54,18 @@ func Demo(ctx context.Context, opts DemoOptions) (err error) {
 	defer l.Close()
 	d := &demo{ctx: ctx, lab: l, opts: opts}
 	d.printf("A lab, built in %s:\n\n", time.Since(begin).Round(time.Millisecond))
+	prepared := ""
+	if opts.Prepare != nil {
+		if prepared, err = opts.Prepare(ctx, l); err != nil {
+			return err
+		}
+	}
 	begin = time.Now()
 	if err := l.StartAgents(ctx); err != nil {
 		return err
 	}
-	d.printf("%s\nBoth agents had their first sync within %s.\n",
-		indent(draw(l.opts.Bridge, l.Agents())), time.Since(begin).Round(time.Millisecond))
+	d.printf("%s\n%sBoth agents had their first sync within %s.\n",
+		indent(draw(l.opts.Bridge, l.Agents())), prepared, time.Since(begin).Round(time.Millisecond))
 
 	for i, step := range demoSteps {
 		d.printf("\n%s\n", d.paint(bold, fmt.Sprintf("%d  %s", i+1, step.title)))

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nodeproxy/nodeproxy/lab"
+	"github.com/nodeproxy/nodeproxy/lab/controlplane"
 	"github.com/nodeproxy/nodeproxy/lab/echo"
 )
 
@@ -182,6 +183,7 @@ func execIn(l *lab.Lab, place string, argv []string) error {
 
 func newLabDemoCommand() *cobra.Command {
 	var opts lab.DemoOptions
+	var from, kubeBin string
 	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "Build a lab, show what Services do in it, check every step, take it down",
@@ -189,6 +191,13 @@ func newLabDemoCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkMode(opts.Lab.Mode); err != nil {
 				return err
+			}
+			switch from {
+			case "file":
+			case sourceKubernetes:
+				opts.Prepare = onAPIServer(kubeBin)
+			default:
+				return fmt.Errorf("--source %q: use file or kubernetes", from)
 			}
 			opts.Out, opts.Colour = os.Stdout, isTerminal(os.Stdout) && os.Getenv("NO_COLOR") == ""
 			err := lab.Demo(cmd.Context(), opts)
@@ -201,9 +210,32 @@ func newLabDemoCommand() *cobra.Command {
 	cmd.Flags().StringVar(&opts.Lab.Name, "name", "demo", "name of the lab that is built")
 	modeFlag(cmd, &opts.Lab.Mode)
 	cmd.Flags().BoolVar(&opts.Lab.Bridge, "bridge", false, "put the Pods of a node behind a bridge, not routed veths")
+	cmd.Flags().StringVar(&from, "source", "file", "where the agents have their objects from: file, or kubernetes for a real API server")
+	cmd.Flags().StringVar(&kubeBin, "kube-bin", "bin/kube", "directory of etcd and kube-apiserver, as make kube builds them")
 	cmd.Flags().BoolVar(&opts.Keep, "keep", false, "leave the lab up afterwards")
 	cmd.Flags().StringArrayVar(&opts.Lab.AgentArgs, "agent-arg", nil, "argument for the agents; may be repeated")
 	return cmd
+}
+
+// onAPIServer starts a real API server in the lab and moves its objects there.
+func onAPIServer(bin string) func(context.Context, *lab.Lab) (string, error) {
+	return func(ctx context.Context, l *lab.Lab) (string, error) {
+		begin := time.Now()
+		api, err := controlplane.Start(ctx, l, bin)
+		if err != nil {
+			return "", err
+		}
+		l.SetStore(api)
+		if err := l.ApplyDemoCluster(); err != nil {
+			return "", err
+		}
+		version, err := api.Client.Discovery().ServerVersion()
+		if err != nil {
+			return "", fmt.Errorf("ask the API server for its version: %w", err)
+		}
+		return fmt.Sprintf("A Kubernetes API server (%s, with RBAC) was ready, and held all objects, after %s.\n",
+			version.Major+"."+version.Minor, time.Since(begin).Round(100*time.Millisecond)), nil
+	}
 }
 
 // isTerminal reports whether f is a terminal: a device that has modes of one.
