@@ -253,22 +253,27 @@ func (p *planner) planAll(ctx context.Context, table *service.Table, primary [2]
 // the old set of endpoints or the new one:
 //
 //  1. what frontends refer to comes before they do: slots, members, source
-//     ranges, and the marks by which packets find their way to frontends;
+//     ranges, and the marks of ports by which packets find their way to them;
 //  2. frontends change, each in one write;
-//  3. frontends go before what they refer to;
-//  4. what no frontend refers to any more goes;
-//  5. epochs come last, since they make flows look at members again.
+//  3. an address is marked as some frontend's after its frontends are there,
+//     and until they go: what is for a marked address and finds no frontend is
+//     refused, and while modes change, the other mode still serves it;
+//  4. frontends go before what they refer to;
+//  5. what no frontend refers to any more goes;
+//  6. epochs come last, since they make flows look at members again.
 func (p *planner) order(s *scope) []write {
 	var w []write
 	members := p.touchedMembers(s)
 	w = appendPuts(w, mapBackends, s.want.backends, p.kernel.backends, compareBackends)
 	w = appendPuts(w, mapMembers, s.want.members, p.kernel.members, compareMembers)
 	w = appendPuts(w, mapRanges, s.want.ranges, p.kernel.ranges, compareRanges)
-	w = p.appendMarks(w, s, true)
+	w = p.appendPorts(w, s, true)
 	w = appendPuts(w, mapFrontends, s.want.frontends, p.kernel.frontends, compareFrontends)
+	w = p.appendAddresses(w, s, true)
 
+	w = p.appendAddresses(w, s, false)
 	w = appendDeletes(w, mapFrontends, s.old.frontends, s.want.frontends, p.kernel.frontends, compareFrontends)
-	w = p.appendMarks(w, s, false)
+	w = p.appendPorts(w, s, false)
 	w = appendDeletes(w, mapBackends, s.old.backends, s.want.backends, p.kernel.backends, compareBackends)
 	w = appendDeletes(w, mapMembers, s.old.members, s.want.members, p.kernel.members, compareMembers)
 	w = appendDeletes(w, mapRanges, s.old.ranges, s.want.ranges, p.kernel.ranges, compareRanges)
@@ -294,9 +299,9 @@ func (p *planner) touchedMembers(s *scope) map[uint32]struct{} {
 	return ids
 }
 
-// appendMarks writes ports and addresses: with more, only additions, and else
-// the exact values.
-func (p *planner) appendMarks(w []write, s *scope, more bool) []write {
+// appendPorts writes the marks of ports: with more, only additions, and else the
+// exact values.
+func (p *planner) appendPorts(w []write, s *scope, more bool) []write {
 	for _, port := range slices.Sorted(maps.Keys(s.ports)) {
 		want, old := p.wantPort(port), p.kernel.ports[port]
 		if more && want|old != old {
@@ -305,6 +310,11 @@ func (p *planner) appendMarks(w []write, s *scope, more bool) []write {
 			w = append(w, write{mapPorts, port, want})
 		}
 	}
+	return w
+}
+
+// appendAddresses does the same for addresses.
+func (p *planner) appendAddresses(w []write, s *scope, more bool) []write {
 	for _, a := range sortedKeys(s.addresses, compareAddrs) {
 		want, old := p.wantAddress(a), p.kernel.addresses[a]
 		switch {
