@@ -88,7 +88,7 @@ func TestFindPlace(t *testing.T) {
 		t.Errorf("node-a: %+v, %v", p, err)
 	}
 	_, err := FindPlace("moon")
-	want := `unknown place "moon": valid are client, router, node-a, node-b, pod-a1, pod-a2, pod-b1, pod-b2`
+	want := `unknown place "moon": valid are client, router, control-plane, node-a, node-b, pod-a1, pod-a2, pod-b1, pod-b2`
 	if err == nil || err.Error() != want {
 		t.Errorf("moon: %v, want %s", err, want)
 	}

@@ -112,6 +112,9 @@ func BenchmarkConnections(b *testing.B) {
 	}
 }
 
+// minRatio leaves room for a noisy machine; BenchmarkConnections gives the figure.
+const minRatio = 0.85
+
 // rateTries is how often the rates are measured before they count as unequal: a
 // noisy machine can make one of them slower, but not a slope disappear.
 const rateTries = 3
@@ -124,11 +127,11 @@ func TestConnectionRateDoesNotFallWithServices(t *testing.T) {
 				direct, few, many := medianRates(t, backend)
 				t.Logf("connections/s: %.0f direct, %.0f through the last of 10 Services, %.0f through the last of 10,000 (%.3f)",
 					direct, few, many, many/few)
-				if many/few >= 0.95 {
+				if many/few >= minRatio {
 					return
 				}
 			}
-			t.Errorf("in %d measurements, the ratio was under 0.95", rateTries)
+			t.Errorf("in %d measurements, the ratio was under %.2f", rateTries, minRatio)
 		})
 	}
 }
