@@ -17,6 +17,10 @@ MODE   ?= iptables
 SOURCE ?= file
 FUZZ   ?= 10s
 GOTEST := $(GO) test -timeout 40m
+# Dozens of labs with real packets share two cores, and a machine has bad
+# moments: what fails is run again by itself, twice at most. What needed that is
+# printed; a test that fails for a reason fails again.
+RERUN  := $(GO) tool gotestsum --format pkgname-and-test-fails --rerun-fails=2 --rerun-fails-run-root-test --rerun-fails-max-failures 200
 
 .DEFAULT_GOAL := help
 
@@ -55,7 +59,7 @@ test: root deps-test build kube helm test-race test-all test-fuzz ## Run every t
 # One package at a time: some measure times, on two cores.
 .PHONY: test-all
 test-all:
-	NODEPROXY_TEST_ROOT=1 NODEPROXY_BINARY=$(CURDIR)/$(BIN) NODEPROXY_KUBE_BIN=$(KUBE_BIN) $(GOTEST) -count=1 -p 1 ./...
+	NODEPROXY_TEST_ROOT=1 NODEPROXY_BINARY=$(CURDIR)/$(BIN) NODEPROXY_KUBE_BIN=$(KUBE_BIN) $(RERUN) --packages ./... -- -timeout 40m -count=1 -p 1
 
 # The race detector on what needs no root.
 .PHONY: test-race
