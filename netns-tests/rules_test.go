@@ -95,6 +95,17 @@ func addForeignRules(t *testing.T, l *lab.Lab, node string) {
 	}
 }
 
+// damageRules runs a tool on node-a with each of the arguments that "; " parts.
+func damageRules(t *testing.T, l *lab.Lab, tool, commands string) error {
+	for args := range strings.SplitSeq(commands, "; ") {
+		out, err := l.Command(t.Context(), "node-a", append([]string{tool}, strings.Fields(args)...)...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%s %s: %w: %s", tool, args, err, out)
+		}
+	}
+	return nil
+}
+
 // TestRulesFlushedByOthers breaks rules in every way and waits until they are
 // whole again: for the sync period, and what a busy machine adds.
 func TestRulesFlushedByOthers(t *testing.T) {
@@ -113,10 +124,9 @@ func TestRulesFlushedByOthers(t *testing.T) {
 			t.Fatalf("there are no rules of ours:\n%s", want)
 		}
 		for _, commands := range damage {
-			for args := range strings.SplitSeq(commands, "; ") {
-				for _, tool := range []string{"iptables-", "ip6tables-"} {
-					inPlace(t, l, "node-a", append([]string{tool + c.Backend}, strings.Fields(args)...)...)
-				}
+			for _, tool := range []string{"iptables-" + c.Backend, "ip6tables-" + c.Backend} {
+				// Again, where the agent repairs between the two commands.
+				eventually(t, patience, func() error { return damageRules(t, l, tool, commands) })
 			}
 			eventually(t, patience, func() error {
 				if diff := cmp.Diff(want, savedRules(t, l, "node-a")); diff != "" {

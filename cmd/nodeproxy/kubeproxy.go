@@ -168,7 +168,7 @@ func (o *runOptions) onlyThis(ctx context.Context, log *slog.Logger) (bool, erro
 // prepareProcess sets what kube-proxy sets for itself at the start.
 func (o *runOptions) prepareProcess(mode string, log *slog.Logger) {
 	if err := setOOMScore(o.kubeProxy.oomScoreAdj); err != nil {
-		log.Info("the kernel may end this process when memory is short", "error", err)
+		log.Debug("the kernel may end this process when memory is short", "error", err)
 	}
 	if mode == modeIPTables { // the other has tables of its own
 		o.kubeProxy.conntrack.set(conntrackSysctls, log)
