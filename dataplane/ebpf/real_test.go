@@ -33,11 +33,9 @@ func TestP20Fragments(t *testing.T) {
 	}
 }
 
-// TestP16SmallMTU downloads a megabyte over a link of 1280 bytes: the node has
-// to tell the Pod, in its own terms, and does so for all that it sends.
-func TestP16SmallMTU(t *testing.T) {
-	n := newTestNet(t)
-	want := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+// giveAway has Pod a send the same to whoever connects to its port 8080.
+func (n *testNet) giveAway(t *testing.T, want []byte) {
+	t.Helper()
 	for f := range 2 {
 		var l net.Listener
 		in(t, n.podA, func() (err error) {
@@ -55,6 +53,14 @@ func TestP16SmallMTU(t *testing.T) {
 			}
 		}()
 	}
+}
+
+// TestP16SmallMTU downloads a megabyte over a link of 1280 bytes: the node has
+// to tell the Pod, in its own terms, and does so for all that it sends.
+func TestP16SmallMTU(t *testing.T) {
+	n := newTestNet(t)
+	want := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+	n.giveAway(t, want)
 	in(t, n.node, func() error {
 		l, err := netlink.LinkByName("eth0")
 		if err != nil {

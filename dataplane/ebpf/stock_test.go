@@ -87,23 +87,7 @@ func askFragments(ns netns.NsHandle, network, addr string) (got int, err error) 
 func TestLossyLink(t *testing.T) {
 	n := newTestNet(t)
 	want := bytes.Repeat([]byte("0123456789abcdef"), 1<<14)
-	for f := range 2 {
-		var l net.Listener
-		in(t, n.podA, func() (err error) {
-			l, err = net.Listen(networks[0][f], join(podA[f], "8080"))
-			return err
-		})
-		t.Cleanup(func() { l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				go func() { c.Write(want); c.Close() }()
-			}
-		}()
-	}
+	n.giveAway(t, want)
 	d := n.start(t, Options{PacketsOnly: true})
 	syncAll(t, d, n.table(svc{name: "s", backends: to(podA, "8080")}))
 	lossy := netlink.NetemQdiscAttrs{Latency: 1000, Loss: 5, ReorderProb: 20, Gap: 1}
