@@ -9,6 +9,7 @@ CLANG_VER := 14
 RUN_PACKAGES  := iptables iproute2
 LAB_PACKAGES  := $(RUN_PACKAGES) iperf3 curl
 TEST_PACKAGES := $(LAB_PACKAGES) conntrack git systemd
+BENCH_PACKAGES := $(LAB_PACKAGES) iperf nftables
 LINT_PACKAGES := clang-format-$(CLANG_VER)
 VM_PACKAGES   := $(TEST_PACKAGES) qemu-system-x86 busybox-static kmod
 GEN_PACKAGES  := clang-$(CLANG_VER) llvm-$(CLANG_VER) libbpf-dev libc6-dev linux-libc-dev git
@@ -85,6 +86,14 @@ test-vm: root deps-vm ## Run the eBPF tests on stock Debian kernels in QEMU (VM_
 test-vm-gate: root deps-vm ## Run on Linux 6.1 what the gate runs there
 	$(GO) run ./netns-tests/vm -kernel linux-image-cloud-amd64 -test '$(VM_GATE)'
 
+# With KUBE_PROXY=1, kube-proxy is measured on the same objects.
+BENCH      ?=
+BENCH_KUBE := $(if $(KUBE_PROXY),--kube-proxy $(KUBE_BIN)/kube-proxy --kube-bin $(KUBE_BIN))
+
+.PHONY: bench
+bench: root deps-bench build $(if $(KUBE_PROXY),kube) ## Compare the modes' speed and write a report (BENCH=--quick, KUBE_PROXY=1)
+	./$(BIN) bench $(BENCH_KUBE) $(BENCH)
+
 .PHONY: bench-sync
 bench-sync: root deps-lab ## Measure how fast rules are written and changed
 	$(GOTEST) -run '^$$' -bench 'FullSync|Change|Connections' -benchtime 5x ./dataplane/iptables
@@ -128,9 +137,10 @@ define install
 	fi
 endef
 
-.PHONY: deps-lab deps-test deps-vm deps-lint deps-gen
+.PHONY: deps-lab deps-test deps-bench deps-vm deps-lint deps-gen
 deps-lab: ; $(call install,$(LAB_PACKAGES))
 deps-test: ; $(call install,$(TEST_PACKAGES))
+deps-bench: ; $(call install,$(BENCH_PACKAGES))
 deps-vm: ; $(call install,$(VM_PACKAGES))
 deps-lint: ; $(call install,$(LINT_PACKAGES))
 deps-gen: ; $(call install,$(GEN_PACKAGES))

@@ -7,11 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 )
-
-// agentTimeout bounds how long an agent may take to its first sync.
-const agentTimeout = 60 * time.Second
 
 // agentName is the name of a node's agent as a [Process].
 func agentName(node string) string { return "agent-" + node }
@@ -32,8 +28,8 @@ func (l *Lab) StartAgent(ctx context.Context, node string, extraArgs ...string) 
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, agentTimeout,
-		fmt.Errorf("no first sync within %s", agentTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, l.opts.AgentTimeout,
+		fmt.Errorf("no first sync within %s", l.opts.AgentTimeout))
 	defer cancel()
 	// slog quotes a value only if it must, so both spellings are the same log.
 	if err := l.waitForLog(ctx, p, "msg=synced", `msg="synced"`); err != nil {

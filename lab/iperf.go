@@ -14,6 +14,7 @@ import (
 type IPerfResult struct {
 	BitsPerSecond float64 // as the receiver counted
 	Retransmits   int     // of TCP segments
+	LostPercent   float64 // of UDP datagrams
 }
 
 // errBusy is what an iperf3 server says that has not seen its last run end yet.
@@ -49,6 +50,10 @@ func (l *Lab) iperf(ctx context.Context, place string, to netip.AddrPort, d time
 			Received struct {
 				BitsPerSecond float64 `json:"bits_per_second"`
 			} `json:"sum_received"`
+			UDP *struct { // what was received, up to iperf3 3.12
+				BitsPerSecond float64 `json:"bits_per_second"`
+				LostPercent   float64 `json:"lost_percent"`
+			} `json:"sum"`
 		}
 	}
 	// iperf3 fails with a report that says why, so that is looked at first.
@@ -63,5 +68,12 @@ func (l *Lab) iperf(ctx context.Context, place string, to netip.AddrPort, d time
 	case err != nil:
 		return IPerfResult{}, fmt.Errorf("read its report: %w", err)
 	}
-	return IPerfResult{report.End.Received.BitsPerSecond, report.End.Sent.Retransmits}, nil
+	result := IPerfResult{BitsPerSecond: report.End.Received.BitsPerSecond, Retransmits: report.End.Sent.Retransmits}
+	if udp := report.End.UDP; udp != nil {
+		result.LostPercent = udp.LostPercent
+		if result.BitsPerSecond == 0 {
+			result.BitsPerSecond = udp.BitsPerSecond * (1 - udp.LostPercent/100)
+		}
+	}
+	return result, nil
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"sync"
+	"time"
 )
 
 // DefaultName is the name of a lab that was given none.
@@ -36,6 +37,9 @@ type Options struct {
 	Mode string
 	// AgentArgs are passed to every agent, before the arguments of StartAgent.
 	AgentArgs []string
+	// AgentTimeout bounds how long an agent may take to its first sync; it is a
+	// minute by default.
+	AgentTimeout time.Duration
 }
 
 var validName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$`)
@@ -52,6 +56,9 @@ func (o *Options) complete() error {
 	}
 	if o.Mode == "" {
 		o.Mode = ModeIPTables
+	}
+	if o.AgentTimeout == 0 {
+		o.AgentTimeout = time.Minute
 	}
 	if o.Binary == "" {
 		binary, err := os.Executable()

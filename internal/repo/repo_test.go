@@ -27,6 +27,8 @@ var allowed = map[string][]string{
 	"lab/echo":                {},
 	"lab/manifest":            {},
 	"lab/controlplane":        {"lab", "deploy"},
+	"bench":                   {"bench/load", "lab", "lab/controlplane", "lab/echo", "lab/manifest"},
+	"bench/load":              {},
 	"deploy":                  {},
 	"metrics":                 {"service"},
 	"admin":                   {"service"},

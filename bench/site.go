@@ -1,0 +1,294 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/nodeproxy/nodeproxy/lab"
+	"github.com/nodeproxy/nodeproxy/lab/controlplane"
+	"github.com/nodeproxy/nodeproxy/lab/echo"
+	"github.com/nodeproxy/nodeproxy/lab/manifest"
+)
+
+// Environment is what a run needs of the machine.
+type Environment struct {
+	// Binary is the nodeproxy program, by default the calling one.
+	Binary string
+	// KubeProxy is the kube-proxy program, and KubeBin the directory of etcd and
+	// kube-apiserver, for the columns of kube-proxy.
+	KubeProxy, KubeBin string
+	// LabName begins the names of all labs of the run.
+	LabName string
+}
+
+const (
+	// minSync is the least time between two writes, of every agent: their
+	// defaults differ.
+	minSync = "100ms"
+	// startPatience bounds how long an agent may take to the first traffic.
+	startPatience = 10 * time.Minute
+)
+
+// site is a lab of one column.
+type site struct {
+	column string
+	env    Environment
+	opts   Options
+	group  Group
+	*lab.Lab
+	api *controlplane.Server // of kube-proxy's columns
+}
+
+// labOptions returns the lab of a column.
+func labOptions(column string, env Environment, n int) lab.Options {
+	o := lab.Options{
+		Name: fmt.Sprintf("%s-%d", env.LabName, n), Binary: env.Binary, Mode: lab.ModeIPTables, AgentTimeout: startPatience,
+		// What an agent does by itself from time to time is no part of a figure.
+		AgentArgs: []string{"--cluster-cidr", clusterCIDRs(), "--min-sync-period", minSync, "--sync-period", "1h"},
+	}
+	switch column {
+	case IPTablesNFT:
+		o.AgentArgs = append(o.AgentArgs, "--iptables-backend", "nft")
+	case IPTablesLegacy:
+		o.AgentArgs = append(o.AgentArgs, "--iptables-backend", "legacy")
+	case EBPFPackets:
+		o.AgentArgs = append(o.AgentArgs, "--sockets=false")
+	}
+	if column == EBPF || column == EBPFPackets {
+		o.Mode = lab.ModeEBPF
+	}
+	return o
+}
+
+func clusterCIDRs() string {
+	return lab.ClusterCIDRs[0].String() + "," + lab.ClusterCIDRs[1].String()
+}
+
+func isKubeProxy(column string) bool {
+	return column == KubeProxyIPTables || column == KubeProxyNFTables
+}
+
+// newSite builds a column's lab with the objects of a group, but starts no
+// agent. data are the objects as JSON.
+func newSite(ctx context.Context, column string, env Environment, o Options, g Group, n int, all []any, data []byte) (_ *site, err error) {
+	l, err := lab.Up(ctx, labOptions(column, env, n))
+	if err != nil {
+		return nil, err
+	}
+	s := &site{column: column, env: env, opts: o, group: g, Lab: l}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("set up %s: %w", column, err), l.Down())
+		}
+	}()
+	if err := addRoutes(l); err != nil {
+		return nil, err
+	}
+	if err := l.Clear(); err != nil {
+		return nil, err
+	}
+	if isKubeProxy(column) {
+		if err := s.startAPI(ctx, all); err != nil {
+			return nil, err
+		}
+	} else if err := manifest.WriteAtomic(filepath.Join(l.ManifestDir(), "all.json"), data); err != nil {
+		return nil, err
+	}
+	if len(g.Control) > 0 && column != Bare {
+		if err := s.reset(); err != nil {
+			return nil, err
+		}
+	}
+	if needsIPerf2(g) {
+		argv := []string{"iperf", "-s", "-p", fmt.Sprint(portIPerf2)}
+		if g.Family == 6 {
+			argv = append(argv, "-V")
+		}
+		if _, err := l.Start("pod-b1", "iperf2", argv...); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func needsIPerf2(g Group) bool {
+	for _, s := range g.Data {
+		if s.Work == WorkIPerf2 {
+			return true
+		}
+	}
+	return false
+}
+
+// put writes objects under a name, where the column's agent reads them.
+func (s *site) put(name string, objects ...any) error {
+	if s.api != nil {
+		return s.api.Apply(name, objects...)
+	}
+	data, err := manifest.EncodeJSON(objects...)
+	if err != nil {
+		return err
+	}
+	return manifest.WriteAtomic(filepath.Join(s.ManifestDir(), name+".json"), data)
+}
+
+// reset writes the Services that change as they are at first.
+func (s *site) reset() error {
+	if err := s.change(-1, "pod-b1"); err != nil {
+		return err
+	}
+	for i := range churned {
+		if err := s.churn(i, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// change gives a changing Service other Pods as endpoints.
+func (s *site) change(i int, pods ...string) error {
+	var endpoints []manifest.Endpoint
+	for _, pod := range pods {
+		endpoints = append(endpoints, lab.Endpoint(pod))
+	}
+	return s.put(fmt.Sprintf("changing%d", i), changing(i, endpoints...)...)
+}
+
+// churn gives one of the Services beside the used one other endpoints.
+func (s *site) churn(i, n int) error {
+	return s.put(fmt.Sprintf("changing%d", i), changing(i, fillerEndpoints(maxServices+i+n%7, 4, s.opts.FillerEndpoints)...)...)
+}
+
+// changingAddr is where the changing Service is probed.
+var changingAddr = netip.AddrPortFrom(changed[0], echo.PortEcho)
+
+// start starts the agent of a node and returns when it has said that it is
+// done, or at once if it does not say so.
+func (s *site) start(ctx context.Context, node string) error {
+	if isKubeProxy(s.column) {
+		return s.startKubeProxy(node)
+	}
+	return s.StartAgent(ctx, node)
+}
+
+// agentProcess is the name of a node's agent as a process of the lab.
+func (s *site) agentProcess(node string) string {
+	if isKubeProxy(s.column) {
+		return "kube-proxy-" + node
+	}
+	return "agent-" + node
+}
+
+// cleanUp stops the agent of a node and removes what it wrote.
+func (s *site) cleanUp(ctx context.Context, node string) error {
+	if err := s.Stop(s.agentProcess(node)); err != nil {
+		return err
+	}
+	argv := []string{s.Options().Binary, "cleanup", "--instance", s.Netns(node)}
+	if isKubeProxy(s.column) {
+		argv = append(s.kubeProxyArgv(node), "--cleanup")
+	}
+	if out, err := s.Command(ctx, node, argv...).CombinedOutput(); err != nil {
+		return fmt.Errorf("clean up on %s: %w: %s", node, err, tail(out))
+	}
+	return nil
+}
+
+func tail(out []byte) string {
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	return strings.Join(lines[max(0, len(lines)-5):], "\n")
+}
+
+// agentUsage is what the agent of node-a has used.
+func (s *site) agentUsage() (Usage, error) {
+	p, err := s.Process(s.agentProcess("node-a"))
+	if err != nil {
+		return Usage{}, err
+	}
+	return usage(p.PID)
+}
+
+// awaitTraffic dials every path of the group until all answer.
+func (s *site) awaitTraffic(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, startPatience, fmt.Errorf("no traffic within %s", startPatience))
+	defer cancel()
+	dialled := map[netip.AddrPort]bool{}
+	for _, step := range s.group.Data {
+		from, to := target(step.Key)
+		if step.Column != s.column || isIPerf(step.Work) || dialled[to] {
+			continue
+		}
+		dialled[to] = true
+		for {
+			_, err := s.Dial(ctx, from, echo.TCP, to)
+			if err == nil {
+				break
+			}
+			if ctx.Err() != nil {
+				return fmt.Errorf("wait for traffic from %s to %s: %w (%w)", from, to, context.Cause(ctx), err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
+	return nil
+}
+
+// Tools returns the versions of the programs that a run uses.
+func (e Environment) Tools() map[string]string {
+	out := map[string]string{}
+	for name, argv := range map[string][]string{
+		"iperf3": {"iperf3", "--version"}, "iptables": {"iptables", "--version"}, "nft": {"nft", "--version"},
+		"iperf": {"iperf", "--version"}, "kube-proxy": {e.KubeProxy, "--version"},
+	} {
+		if argv[0] == "" {
+			continue
+		}
+		if _, err := exec.LookPath(argv[0]); err != nil {
+			continue
+		}
+		text, _ := exec.Command(argv[0], argv[1:]...).CombinedOutput() // iperf ends with 1
+		line, _, _ := strings.Cut(string(text), "\n")
+		out[name] = strings.TrimSpace(line)
+	}
+	return out
+}
+
+// Check returns what is missing for a run's columns.
+func (e Environment) Check(o Options) error {
+	for _, c := range o.Columns {
+		if !isKubeProxy(c) {
+			continue
+		}
+		if e.KubeProxy == "" || e.KubeBin == "" {
+			return fmt.Errorf("column %s needs --kube-proxy and --kube-bin; `make kube` builds both", c)
+		}
+		for _, path := range []string{e.KubeProxy, filepath.Join(e.KubeBin, "etcd"), filepath.Join(e.KubeBin, "kube-apiserver")} {
+			if _, err := os.Stat(path); err != nil {
+				return fmt.Errorf("column %s: %w; `make kube` builds it", c, err)
+			}
+		}
+		if _, err := exec.LookPath("nft"); err != nil && c == KubeProxyNFTables {
+			return fmt.Errorf("column %s needs nft (apt-get install nftables)", c)
+		}
+	}
+	needs := map[string]bool{}
+	for _, b := range o.Blocks {
+		for _, w := range b.Works {
+			needs["iperf"] = needs["iperf"] || w == WorkIPerf2
+			needs["iperf3"] = needs["iperf3"] || isIPerf(w) && w != WorkIPerf2
+		}
+	}
+	for _, program := range []string{"iperf3", "iperf"} {
+		if _, err := exec.LookPath(program); err != nil && needs[program] {
+			return fmt.Errorf("%s is not installed (apt-get install %[1]s)", program)
+		}
+	}
+	return nil
+}
