@@ -33,9 +33,9 @@ func WriteText(w io.Writer, run Run, samples []Sample) error {
 
 // table is one of the report's.
 type table struct {
-	title, note string
-	header      []string
-	rows        [][]string
+	title  string
+	header []string
+	rows   [][]string
 }
 
 // textTables returns the tables of a report that have rows.

@@ -20,13 +20,13 @@ import (
 
 // benchFlags are what the user may say; of what is not said, the preset decides.
 type benchFlags struct {
-	quick, full, check, resume, noControl, iperf2 bool
-	out                                           string
-	columns, paths, positions, works, control     []string
-	services, endpoints, families                 []int
-	controlServices                               []int
-	opts                                          bench.Options
-	env                                           bench.Environment
+	quick, full, check, resume, iperf2        bool
+	out                                       string
+	columns, paths, positions, works, control []string
+	services, endpoints, families             []int
+	controlServices                           []int
+	opts                                      bench.Options
+	env                                       bench.Environment
 }
 
 func newBenchCommand() *cobra.Command {
