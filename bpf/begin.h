@@ -60,6 +60,7 @@ static __always_inline int reject(struct __sk_buff *skb, struct work *w)
 {
 	count(REASON_NO_ENDPOINTS, w->p.total);
 	count_service(w->fe.service, false);
+	tell(&w->p.t, NULL, w->fe.service, REASON_NO_ENDPOINTS);
 	if (w->p.t.proto == IPPROTO_TCP && w->p.saw == FRAGMENT_NONE)
 		return answer_reset(skb, w);
 	return answer_icmp(skb, w, ANSWER_PORT_UNREACHABLE, 0);
@@ -73,6 +74,7 @@ static __always_inline int unknown_flow(struct __sk_buff *skb, struct work *w)
 	if (n && n->flags & NODE_PASS_UNKNOWN)
 		return NEXT; /* of the mode that this one took over from */
 	count(REASON_UNKNOWN_FLOW, w->p.total);
+	tell(&w->p.t, NULL, w->fe.service, REASON_UNKNOWN_FLOW);
 	return answer_reset(skb, w);
 }
 
@@ -129,7 +131,7 @@ static __always_inline int translate(struct __sk_buff *skb, struct work *w, __u8
 	enum way way;
 
 	if (!pick_backend(w, route))
-		return drop(REASON_NO_BACKEND, &w->p);
+		return drop_new(REASON_NO_BACKEND, w);
 	w->to.src = w->p.t.src;
 	w->to.dst = w->be.addr;
 	w->to.sport = w->p.t.sport;
@@ -139,16 +141,21 @@ static __always_inline int translate(struct __sk_buff *skb, struct work *w, __u8
 	w->to.pad[1] = 0;
 	w->to.pad[2] = 0;
 	if (w->to.proto == IPPROTO_SCTP && w->to.dport != w->p.t.dport)
-		return drop(REASON_SCTP_PORT, &w->p);
+		return drop_new(REASON_SCTP_PORT, w);
 	way = find_way(skb, w);
-	if (!may_go(w, way))
+	if (!may_go(w, way)) {
+		count_service(w->fe.service, false);
+		count_backend(w->fe.service, &w->to.dst, w->to.dport, false);
 		return refuse_way(skb, w, way);
+	}
 	reason = make_flow(skb, w, way, route);
 	if (reason != REASON_FORWARDED) {
-		count_service(w->fe.service, false);
-		return drop(reason, &w->p);
+		count_backend(w->fe.service, &w->to.dst, w->to.dport, false);
+		return drop_new(reason, w);
 	}
 	count_service(w->fe.service, true);
+	count_backend(w->fe.service, &w->to.dst, w->to.dport, true);
+	tell(&w->p.t, &w->to, w->fe.service, REASON_FLOW_NEW);
 	if (w->p.saw == FRAGMENT_FIRST)
 		remember_fragment(w);
 	return go(skb, w, way);
@@ -167,10 +174,8 @@ static __always_inline int begin(struct __sk_buff *skb, struct work *w)
 	}
 	if (w->p.t.proto == IPPROTO_UDP && is_ours(skb, w))
 		return NEXT;
-	if (w->fe.flags & FRONTEND_FILTERED && !in_ranges(&w->fe, &w->p.t.src)) {
-		count_service(w->fe.service, false);
-		return drop(REASON_SOURCE_RANGE, &w->p);
-	}
+	if (w->fe.flags & FRONTEND_FILTERED && !in_ranges(&w->fe, &w->p.t.src))
+		return drop_new(REASON_SOURCE_RANGE, w);
 	source = source_of(&w->p.t.src, w->egress ? 0 : skb->ifindex);
 	if (source == FROM_NODE && !w->egress)
 		return NEXT; /* a forged source: the stack knows what to do */
@@ -181,8 +186,7 @@ static __always_inline int begin(struct __sk_buff *skb, struct work *w)
 	case ROUTE_REJECT:
 		return reject(skb, w);
 	}
-	count_service(w->fe.service, false);
-	return drop(REASON_POLICY, &w->p);
+	return drop_new(REASON_POLICY, w);
 }
 
 /* A later fragment of a datagram whose first was not seen. */

@@ -35,6 +35,7 @@ static long collect_one(void *map __attribute__((unused)), struct tuple *key, st
 			c->deleted++;
 		return 0;
 	}
+	settle(key, f);
 	reverse(&other, &f->to);
 	peer = bpf_map_lookup_elem(&flows, &other);
 	if (peer && !leads_back(peer, key))
@@ -61,6 +62,8 @@ static long collect_one(void *map __attribute__((unused)), struct tuple *key, st
 			c->flows += peer ? 2 : 1;
 			return 0;
 		}
+		if (peer)
+			settle(&other, peer);
 		if (peer && bpf_map_delete_elem(&flows, key) == 0 &&
 		    bpf_map_delete_elem(&flows, &other) == 0)
 			c->deleted += 2;

@@ -44,6 +44,7 @@ volatile const union {
 	enum node_flag node;
 	enum reason reason;
 	struct gone gone;
+	struct event event;
 } types = {0};
 
 #endif

@@ -71,15 +71,18 @@ static __always_inline bool leads_back(const struct flow *peer, const struct tup
 
 /* Deletes both halves, the forward one first: while one half is left it is the
  * one that keeps replies from leaving untranslated. */
-static __always_inline void forget(struct work *w, const struct tuple *key, const struct flow *f)
+static __always_inline void forget(struct work *w, const struct tuple *key, struct flow *f)
 {
 	struct flow *peer;
 
+	settle(key, f);
 	reverse(&w->peer, &f->to);
 	bpf_map_delete_elem(&flows, key);
 	peer = bpf_map_lookup_elem(&flows, &w->peer);
-	if (peer && leads_back(peer, key))
+	if (peer && leads_back(peer, key)) {
+		settle(&w->peer, peer);
 		bpf_map_delete_elem(&flows, &w->peer);
+	}
 }
 
 /*
@@ -189,7 +192,7 @@ static __always_inline bool is_over(const struct tuple *key, const struct flow *
  * no more flows could be begun to a backend than there are masquerade ports, in
  * the time that finished flows are kept.
  */
-static __always_inline bool reclaim(struct work *w, const struct flow *reply)
+static __always_inline bool reclaim(struct work *w, struct flow *reply)
 {
 	struct tuple forward;
 	struct flow *f;
@@ -198,6 +201,8 @@ static __always_inline bool reclaim(struct work *w, const struct flow *reply)
 	f = bpf_map_lookup_elem(&flows, &forward);
 	if (!f || !leads_back(f, &w->peer) || !is_over(&forward, f, reply))
 		return false;
+	settle(&forward, f);
+	settle(&w->peer, reply);
 	bpf_map_delete_elem(&flows, &forward);
 	bpf_map_delete_elem(&flows, &w->peer);
 	return true;
@@ -240,6 +245,8 @@ static __always_inline enum insert insert_forward(struct work *w)
 	w->flow.to = w->to;
 	w->flow.flags &= ~FLOW_REPLY;
 	w->flow.seen = bpf_ktime_get_coarse_ns();
+	w->flow.packets = 1;
+	w->flow.bytes = w->p.total;
 	err = bpf_map_update_elem(&flows, &w->p.t, &w->flow, BPF_NOEXIST);
 	if (err == 0) {
 		bpf_map_update_elem(&pairs, &w->p.t, &w->peer, BPF_ANY);

@@ -17,6 +17,16 @@ enum way {
 static __always_inline int drop(enum reason reason, const struct packet *p)
 {
 	count(reason, p->total);
+	tell(&p->t, NULL, EVENT_NO_SERVICE, reason);
+	return TC_ACT_SHOT;
+}
+
+/* A packet to the frontend in w->fe. */
+static __always_inline int drop_new(enum reason reason, struct work *w)
+{
+	count(reason, w->p.total);
+	count_service(w->fe.service, false);
+	tell(&w->p.t, NULL, w->fe.service, reason);
 	return TC_ACT_SHOT;
 }
 

@@ -71,6 +71,7 @@ static __always_inline bool is_owned(__u32 flags)
 static __always_inline int refuse_unknown(struct __sk_buff *skb, struct work *w)
 {
 	count(REASON_UNKNOWN_PORT, w->p.total);
+	tell(&w->p.t, NULL, EVENT_NO_SERVICE, REASON_UNKNOWN_PORT);
 	if (w->p.t.proto == IPPROTO_TCP && w->p.saw == FRAGMENT_NONE)
 		return answer_reset(skb, w);
 	return answer_icmp(skb, w, ANSWER_PORT_UNREACHABLE, 0);

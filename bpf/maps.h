@@ -21,6 +21,8 @@ MAP(BPF_MAP_TYPE_HASH, addresses, struct addr, __u32, 1024, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, interfaces, __u32, struct interface, 1024, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_ARRAY, services, __u32, struct service, 1024, 0);
 MAP(BPF_MAP_TYPE_ARRAY, node, __u32, struct node, 1, 0);
+/* Nothing here reads it: whoever looks at the maps without the agent does. */
+MAP(BPF_MAP_TYPE_HASH, names, __u32, struct service_name, 1024, BPF_F_NO_PREALLOC);
 /* By port number, host order: most packets that are no service's end here. */
 MAP(BPF_MAP_TYPE_ARRAY, ports, __u32, __u32, 65536, 0);
 
@@ -31,7 +33,16 @@ MAP(BPF_MAP_TYPE_LRU_HASH, pairs, struct tuple, struct tuple, 1024, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, affinities, struct affinity_key, struct affinity, 1024, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, fragments, struct fragment_key, struct fragment, 1024, 0);
 MAP(BPF_MAP_TYPE_ARRAY, service_counts, __u32, struct service_stats, 1024, 0);
+MAP(BPF_MAP_TYPE_HASH, backend_counts, struct member_key, struct backend_stats, 1024,
+    BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, metrics, __u32, struct metric, REASONS, 0);
+
+/* Filled only while watch says so. */
+MAP(BPF_MAP_TYPE_ARRAY, watch, __u32, struct watch, 1, 0);
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 256 * 1024);
+} events SEC(".maps");
 
 /* Dies with the socket, so nothing needs to collect it. */
 struct {
@@ -50,18 +61,6 @@ static __always_inline void count(enum reason reason, __u32 bytes)
 		m->packets++;
 		m->bytes += bytes;
 	}
-}
-
-static __always_inline void count_service(__u32 id, bool translated)
-{
-	struct service_stats *s = bpf_map_lookup_elem(&service_counts, &id);
-
-	if (!s)
-		return;
-	if (translated)
-		__sync_fetch_and_add(&s->translated, 1);
-	else
-		__sync_fetch_and_add(&s->refused, 1);
 }
 
 #endif

@@ -23,6 +23,7 @@
 #include "drop.h"
 #include "config.h"
 #include "maps.h"
+#include "count.h"
 #include "packet.h"
 #include "lookup.h"
 #include "flow.h"
@@ -53,6 +54,8 @@ static __noinline int handle(struct __sk_buff *skb, __u32 l3, bool egress)
 	if (f && f->flags & FLOW_FOREIGN)
 		return NEXT;
 	if (f && keep_flow(w, f)) {
+		f->packets++;
+		f->bytes += w->p.total;
 		w->to = f->to;
 		return deliver(skb, w);
 	}

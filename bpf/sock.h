@@ -128,6 +128,26 @@ static __always_inline bool socket_route(const struct call *c, const struct fron
 	return (*route & ROUTE_ACTION) != ROUTE_DROP;
 }
 
+static __noinline int tell_call(const struct call *c, const struct backend *be, __u32 service,
+				enum reason reason)
+{
+	struct tuple t = {}, to = {};
+
+	if (!c)
+		return 0;
+	t.src = c->source;
+	t.dst = c->addr;
+	t.dport = c->port;
+	t.proto = c->proto;
+	if (!be)
+		return tell(&t, NULL, service, reason);
+	to.src = c->source;
+	to.dst = be->addr;
+	to.dport = be->port;
+	to.proto = c->proto;
+	return tell(&t, &to, service, reason);
+}
+
 enum verdict { VERDICT_ASIDE, VERDICT_TRANSLATE, VERDICT_REFUSE, VERDICT_NONE };
 
 /* Decides a connect or send; for VERDICT_TRANSLATE *be is where it goes. */
@@ -161,8 +181,11 @@ static __noinline int decide(struct bpf_sock_addr *ctx, struct call *c, struct b
 	fe = *found;
 	if (!socket_route(c, &fe, loopback, &client, &route))
 		return VERDICT_ASIDE;
-	if ((route & ROUTE_ACTION) == ROUTE_REJECT)
+	if ((route & ROUTE_ACTION) == ROUTE_REJECT) {
+		count_service(fe.service, false);
+		tell_call(c, NULL, fe.service, REASON_SOCKET_REFUSED);
 		return VERDICT_REFUSE;
+	}
 	s = bpf_sk_storage_get(&sockets, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!s)
 		return VERDICT_ASIDE; /* without it the reply could not be told apart */
@@ -188,6 +211,8 @@ static __noinline int decide(struct bpf_sock_addr *ctx, struct call *c, struct b
 		be->port = c->port;
 	note(s, c, &fe, be, connect);
 	count_service(fe.service, true);
+	count_backend(fe.service, &be->addr, be->port, true);
+	tell_call(c, be, fe.service, REASON_SOCKET_TRANSLATED);
 	return VERDICT_TRANSLATE;
 }
 

@@ -61,6 +61,17 @@ type bpfBackendKey struct {
 	Slot       uint32
 }
 
+type bpfBackendStats struct {
+	_          structs.HostLayout
+	Translated uint64
+	Refused    uint64
+	Traffic    struct {
+		_       structs.HostLayout
+		Packets [2]uint64
+		Bytes   [2]uint64
+	}
+}
+
 type bpfCollection struct {
 	_           structs.HostLayout
 	Now         uint64
@@ -73,15 +84,28 @@ type bpfCollection struct {
 	Deleted     uint64
 }
 
-type bpfFlow struct {
+type bpfEvent struct {
 	_       structs.HostLayout
+	Time    uint64
+	T       bpfTuple
 	To      bpfTuple
 	Service uint32
-	Epoch   uint32
-	Seen    uint64
-	Flags   uint8
-	Tcp     uint8
-	Pad     [6]uint8
+	Reason  uint32
+}
+
+type bpfFlow struct {
+	_              structs.HostLayout
+	To             bpfTuple
+	Service        uint32
+	Epoch          uint32
+	Seen           uint64
+	Flags          uint8
+	Tcp            uint8
+	Pad            [6]uint8
+	Bytes          uint64
+	CountedBytes   uint64
+	Packets        uint32
+	CountedPackets uint32
 }
 
 type bpfFlowFlag uint32
@@ -136,6 +160,8 @@ const (
 	bpfFrontendFlagFRONTEND_NODEPORT bpfFrontendFlag = 2
 	bpfFrontendFlagFRONTEND_AFFINITY bpfFrontendFlag = 4
 	bpfFrontendFlagFRONTEND_MAGLEV   bpfFrontendFlag = 8
+	bpfFrontendFlagFRONTEND_EXTERNAL bpfFrontendFlag = 16
+	bpfFrontendFlagFRONTEND_BALANCER bpfFrontendFlag = 32
 )
 
 type bpfFrontendKey struct {
@@ -278,10 +304,20 @@ type bpfService struct {
 	Epoch uint32
 }
 
+type bpfServiceName struct {
+	_    structs.HostLayout
+	Text [192]uint8
+}
+
 type bpfServiceStats struct {
 	_          structs.HostLayout
 	Translated uint64
 	Refused    uint64
+	Traffic    struct {
+		_       structs.HostLayout
+		Packets [2]uint64
+		Bytes   [2]uint64
+	}
 }
 
 type bpfSocket struct {
@@ -318,19 +354,31 @@ type bpfTuple struct {
 	Pad   [3]uint8
 }
 
+type bpfWatch struct {
+	_      structs.HostLayout
+	On     uint32
+	Rate   uint32
+	Second uint64
+	Sent   uint64
+	Lost   uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	bpfMapAddresses        = "addresses"
 	bpfMapAffinities       = "affinities"
+	bpfMapBackendCounts    = "backend_counts"
 	bpfMapBackends         = "backends"
+	bpfMapEvents           = "events"
 	bpfMapFlows            = "flows"
 	bpfMapFragments        = "fragments"
 	bpfMapFrontends        = "frontends"
 	bpfMapInterfaces       = "interfaces"
 	bpfMapMembers          = "members"
 	bpfMapMetrics          = "metrics"
+	bpfMapNames            = "names"
 	bpfMapNode             = "node"
 	bpfMapPairs            = "pairs"
 	bpfMapPorts            = "ports"
@@ -339,6 +387,7 @@ const (
 	bpfMapServices         = "services"
 	bpfMapSockets          = "sockets"
 	bpfMapSourceRanges     = "source_ranges"
+	bpfMapWatch            = "watch"
 	bpfProgCollect         = "collect"
 	bpfProgConnect4        = "connect4"
 	bpfProgConnect6        = "connect6"
@@ -431,13 +480,16 @@ type bpfProgramSpecs struct {
 type bpfMapSpecs struct {
 	Addresses     *ebpf.MapSpec `ebpf:"addresses"`
 	Affinities    *ebpf.MapSpec `ebpf:"affinities"`
+	BackendCounts *ebpf.MapSpec `ebpf:"backend_counts"`
 	Backends      *ebpf.MapSpec `ebpf:"backends"`
+	Events        *ebpf.MapSpec `ebpf:"events"`
 	Flows         *ebpf.MapSpec `ebpf:"flows"`
 	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
 	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
 	Interfaces    *ebpf.MapSpec `ebpf:"interfaces"`
 	Members       *ebpf.MapSpec `ebpf:"members"`
 	Metrics       *ebpf.MapSpec `ebpf:"metrics"`
+	Names         *ebpf.MapSpec `ebpf:"names"`
 	Node          *ebpf.MapSpec `ebpf:"node"`
 	Pairs         *ebpf.MapSpec `ebpf:"pairs"`
 	Ports         *ebpf.MapSpec `ebpf:"ports"`
@@ -446,6 +498,7 @@ type bpfMapSpecs struct {
 	Services      *ebpf.MapSpec `ebpf:"services"`
 	Sockets       *ebpf.MapSpec `ebpf:"sockets"`
 	SourceRanges  *ebpf.MapSpec `ebpf:"source_ranges"`
+	Watch         *ebpf.MapSpec `ebpf:"watch"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -486,13 +539,16 @@ func (o *bpfObjects) Close() error {
 type bpfMaps struct {
 	Addresses     *ebpf.Map `ebpf:"addresses"`
 	Affinities    *ebpf.Map `ebpf:"affinities"`
+	BackendCounts *ebpf.Map `ebpf:"backend_counts"`
 	Backends      *ebpf.Map `ebpf:"backends"`
+	Events        *ebpf.Map `ebpf:"events"`
 	Flows         *ebpf.Map `ebpf:"flows"`
 	Fragments     *ebpf.Map `ebpf:"fragments"`
 	Frontends     *ebpf.Map `ebpf:"frontends"`
 	Interfaces    *ebpf.Map `ebpf:"interfaces"`
 	Members       *ebpf.Map `ebpf:"members"`
 	Metrics       *ebpf.Map `ebpf:"metrics"`
+	Names         *ebpf.Map `ebpf:"names"`
 	Node          *ebpf.Map `ebpf:"node"`
 	Pairs         *ebpf.Map `ebpf:"pairs"`
 	Ports         *ebpf.Map `ebpf:"ports"`
@@ -501,19 +557,23 @@ type bpfMaps struct {
 	Services      *ebpf.Map `ebpf:"services"`
 	Sockets       *ebpf.Map `ebpf:"sockets"`
 	SourceRanges  *ebpf.Map `ebpf:"source_ranges"`
+	Watch         *ebpf.Map `ebpf:"watch"`
 }
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
 		m.Addresses,
 		m.Affinities,
+		m.BackendCounts,
 		m.Backends,
+		m.Events,
 		m.Flows,
 		m.Fragments,
 		m.Frontends,
 		m.Interfaces,
 		m.Members,
 		m.Metrics,
+		m.Names,
 		m.Node,
 		m.Pairs,
 		m.Ports,
@@ -522,6 +582,7 @@ func (m *bpfMaps) Close() error {
 		m.Services,
 		m.Sockets,
 		m.SourceRanges,
+		m.Watch,
 	)
 }
 

@@ -18,6 +18,7 @@ type contents struct {
 	addresses map[bpfAddr]uint32
 	ports     map[uint32]uint32 // by port number, zeros left out
 	services  map[uint32]bpfService
+	names     map[uint32]string // in the kernel a bpfServiceName
 	node      bpfNode
 }
 
@@ -30,6 +31,7 @@ func newContents() *contents {
 		addresses: map[bpfAddr]uint32{},
 		ports:     map[uint32]uint32{},
 		services:  map[uint32]bpfService{},
+		names:     map[uint32]string{},
 	}
 }
 
@@ -101,9 +103,7 @@ func (p *portPlan) planFrontends(sp *service.ServicePort) {
 		if sp.Algorithm == service.Maglev {
 			value.Flags |= uint8(bpfFrontendFlagFRONTEND_MAGLEV)
 		}
-		if f.Kind == service.NodePort {
-			value.Flags |= uint8(bpfFrontendFlagFRONTEND_NODEPORT)
-		}
+		value.Flags |= kindFlags[f.Kind]
 		if value.Affinity != 0 {
 			value.Flags |= uint8(bpfFrontendFlagFRONTEND_AFFINITY)
 		}
@@ -124,6 +124,13 @@ func (p *portPlan) planFrontends(sp *service.ServicePort) {
 	for _, r := range ranges {
 		p.ranges[rangeKey(p.id, r)] = 1
 	}
+}
+
+// kindFlags tell what a frontend is; that of a ClusterIP needs none.
+var kindFlags = map[service.Kind]uint8{
+	service.NodePort:     uint8(bpfFrontendFlagFRONTEND_NODEPORT),
+	service.ExternalIP:   uint8(bpfFrontendFlagFRONTEND_EXTERNAL),
+	service.LoadBalancer: uint8(bpfFrontendFlagFRONTEND_BALANCER),
 }
 
 func frontendKey(sp *service.ServicePort, f service.Frontend) bpfFrontendKey {

@@ -25,12 +25,13 @@ const (
 	mapPorts
 	mapServices
 	mapNode
+	mapNames
 )
 
 // String returns the map's name in the object.
 func (m mapID) String() string {
 	return [...]string{bpfMapFrontends, bpfMapBackends, bpfMapMembers, bpfMapSourceRanges,
-		bpfMapAddresses, bpfMapPorts, bpfMapServices, bpfMapNode}[m]
+		bpfMapAddresses, bpfMapPorts, bpfMapServices, bpfMapNode, bpfMapNames}[m]
 }
 
 // write is one change of one map. value is nil to delete the key.
@@ -153,6 +154,7 @@ func (p *planner) add(s *scope, side *contents, plan *portPlan, n int) {
 	maps.Copy(side.frontends, plan.frontends)
 	maps.Copy(side.members, plan.members)
 	maps.Copy(side.ranges, plan.ranges)
+	side.names[plan.id] = nameText(plan.name)
 	for i, b := range plan.backends {
 		side.backends[plan.slot(i)] = b
 	}
@@ -267,6 +269,7 @@ func (p *planner) order(s *scope) []write {
 	w = appendPuts(w, mapBackends, s.want.backends, p.kernel.backends, compareBackends)
 	w = appendPuts(w, mapMembers, s.want.members, p.kernel.members, compareMembers)
 	w = appendPuts(w, mapRanges, s.want.ranges, p.kernel.ranges, compareRanges)
+	w = appendPuts(w, mapNames, s.want.names, p.kernel.names, cmp.Compare)
 	w = p.appendPorts(w, s, true)
 	w = appendPuts(w, mapFrontends, s.want.frontends, p.kernel.frontends, compareFrontends)
 	w = p.appendAddresses(w, s, true)
@@ -277,6 +280,7 @@ func (p *planner) order(s *scope) []write {
 	w = appendDeletes(w, mapBackends, s.old.backends, s.want.backends, p.kernel.backends, compareBackends)
 	w = appendDeletes(w, mapMembers, s.old.members, s.want.members, p.kernel.members, compareMembers)
 	w = appendDeletes(w, mapRanges, s.old.ranges, s.want.ranges, p.kernel.ranges, compareRanges)
+	w = appendDeletes(w, mapNames, s.old.names, s.want.names, p.kernel.names, cmp.Compare)
 	for _, id := range slices.Sorted(maps.Keys(members)) {
 		w = append(w, write{mapServices, id, bpfService{Epoch: p.kernel.services[id].Epoch + 1}})
 	}
@@ -384,6 +388,10 @@ func (c *contents) took(w write) {
 	case bpfAddr:
 		put(c.addresses, k, w.value)
 	case uint32:
+		if w.m == mapNames {
+			put(c.names, k, w.value)
+			return
+		}
 		switch v := w.value.(type) {
 		case bpfNode:
 			c.node = v

@@ -120,6 +120,7 @@ func clone(c *contents) *contents {
 	copyInto(n.addresses, c.addresses)
 	copyInto(n.ports, c.ports)
 	copyInto(n.services, c.services)
+	copyInto(n.names, c.names)
 	n.node = c.node
 	return n
 }
@@ -301,11 +302,11 @@ func checkNothingLeft(t *testing.T, f *fakeMaps, table *service.Table) {
 	if err := fullSync(t, newPlanner(64), fresh, table); err != nil {
 		t.Fatal(err)
 	}
-	sizes := func(c *contents) [6]int {
-		return [6]int{len(c.frontends), len(c.backends), len(c.members), len(c.ranges), len(c.addresses), len(c.ports)}
+	sizes := func(c *contents) [7]int {
+		return [7]int{len(c.frontends), len(c.backends), len(c.members), len(c.ranges), len(c.addresses), len(c.ports), len(c.names)}
 	}
 	if got, want := sizes(f.contents), sizes(fresh.contents); got != want {
-		t.Errorf("frontends, backends, members, ranges, addresses, ports: %v, want %v", got, want)
+		t.Errorf("frontends, backends, members, ranges, addresses, ports, names: %v, want %v", got, want)
 	}
 }
 

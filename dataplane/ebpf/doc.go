@@ -60,7 +60,10 @@
 //	affinities      service id, client -> endpoint, last use
 //	pairs           a flow's key in one direction -> in the other; oldest go first
 //	fragments       source, destination, id, protocol -> ports
-//	service_counts  service id -> flows begun and refused
+//	service_counts  service id -> flows begun and refused, packets and bytes
+//	backend_counts  service id, endpoint -> the same
+//	names           service id -> "namespace/name:port", for who looks without an agent
+//	watch, events   whether somebody watches; and the ring of what there is to see
 //	metrics         by reason (bpf/drop.h), per CPU
 //	sockets         socket storage: what was asked for and what was given
 //

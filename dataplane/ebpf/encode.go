@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net/netip"
 	"time"
@@ -96,6 +97,28 @@ func routeOf(r service.Route, count [2]uint32) uint8 {
 		out |= uint8(bpfRouteROUTE_MASQUERADE)
 	}
 	return out
+}
+
+// maxName is the longest name that the names map takes, less its NUL. The API
+// allows none that is longer.
+const maxName = len(bpfServiceName{}.Text) - 1
+
+// nameText is what the names map is to say of a ServicePort.
+func nameText(n service.PortName) string {
+	text := n.String()
+	return text[:min(len(text), maxName)]
+}
+
+// nameValue is a name as the names map has it.
+func nameValue(name string) bpfServiceName {
+	var v bpfServiceName
+	copy(v.Text[:maxName], name)
+	return v
+}
+
+// text is the inverse of nameValue.
+func (v bpfServiceName) text() string {
+	return string(v.Text[:max(bytes.IndexByte(v.Text[:], 0), 0)])
 }
 
 // portBit is the bit of a protocol, and whether for a node port, in ports.

@@ -21,7 +21,7 @@ func newKernelMaps(m *bpfMaps) *kernelMaps {
 	return &kernelMaps{map[mapID]*ebpf.Map{
 		mapFrontends: m.Frontends, mapBackends: m.Backends, mapMembers: m.Members,
 		mapRanges: m.SourceRanges, mapAddresses: m.Addresses, mapPorts: m.Ports,
-		mapServices: m.Services, mapNode: m.Node,
+		mapServices: m.Services, mapNode: m.Node, mapNames: m.Names,
 	}}
 }
 
@@ -34,6 +34,9 @@ func (k *kernelMaps) write(w write) error {
 			return nil
 		}
 		return err
+	}
+	if name, ok := w.value.(string); ok {
+		w.value = nameValue(name)
 	}
 	err := m.Put(w.key, w.value)
 	if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) {
@@ -56,6 +59,13 @@ func (k *kernelMaps) read() (*contents, error) {
 	)
 	if err != nil {
 		return nil, err
+	}
+	names := map[uint32]bpfServiceName{}
+	if err := readMap(k.maps[mapNames], names); err != nil {
+		return nil, err
+	}
+	for id, name := range names {
+		c.names[id] = name.text()
 	}
 	if err := k.maps[mapNode].Lookup(uint32(0), &c.node); err != nil {
 		return nil, fmt.Errorf("map %s: read: %w", mapNode, err)

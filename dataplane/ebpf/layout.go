@@ -11,7 +11,7 @@ import (
 )
 
 // flowMaps are what a new layout takes over from an old one. Whoever changes
-// what is in them, without changing its size, has to rename the map.
+// what is in them, but for more at the end, has to rename the map.
 var flowMaps = []string{bpfMapFlows, bpfMapPairs, bpfMapAffinities, bpfMapFragments}
 
 // otherLayouts are the directories of releases with another layout.
@@ -46,8 +46,9 @@ func (p pins) otherLink(name string) link.Link {
 	return nil
 }
 
-// copyFlows takes over the flows of other layouts. A map whose entries have
-// another size is left: its flows end with their programs.
+// copyFlows takes over the flows of other layouts. A map whose keys have
+// another size, or whose values were longer, is left: its flows end with their
+// programs.
 func (p pins) copyFlows(objs *bpfObjects) error {
 	dirs, err := p.otherLayouts()
 	if err != nil {
@@ -73,13 +74,16 @@ func (p pins) copyFlows(objs *bpfObjects) error {
 	return nil
 }
 
-// copyMap adds to a map what it does not have of another one of its shape.
+// copyMap adds to a map what it does not have of another one. Fields are only
+// ever added at the end of a value: what is shorter gets zeros.
 func copyMap(to, from *ebpf.Map) error {
-	if to.KeySize() != from.KeySize() || to.ValueSize() != from.ValueSize() {
+	if to.KeySize() != from.KeySize() || to.ValueSize() < from.ValueSize() {
 		return nil
 	}
 	var key, value []byte
+	more := make([]byte, to.ValueSize()-from.ValueSize())
 	for entries := from.Iterate(); entries.Next(&key, &value); {
+		value = append(value, more...)
 		err := to.Update(key, value, ebpf.UpdateNoExist)
 		if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
 			return err

@@ -155,6 +155,8 @@ func (s *Sizes) apply(spec *ebpf.CollectionSpec) {
 		bpfMapAddresses:     s.Frontends,
 		bpfMapBackends:      s.Backends,
 		bpfMapMembers:       s.Backends,
+		bpfMapBackendCounts: s.Backends,
+		bpfMapNames:         s.Services,
 		bpfMapSourceRanges:  s.Ranges,
 		bpfMapFlows:         2 * s.Flows,
 		bpfMapPairs:         2 * s.Flows,

@@ -14,7 +14,7 @@ import (
 
 // layoutVersion is that of bpf/types.h and maps.h. Pins of another version are
 // removed once ours are filled and attached.
-const layoutVersion = "v5"
+const layoutVersion = "v6"
 
 const defaultBPFFS = "/sys/fs/bpf"
 
