@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nodeproxy/nodeproxy/dataplane/view"
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
@@ -87,6 +88,18 @@ func TestQuestionsThatMakeNoSense(t *testing.T) {
 	}
 }
 
+// kernel shows one frontend, and can not read flows.
+type kernel struct{}
+
+func (kernel) Services(context.Context) ([]view.Frontend, error) {
+	return []view.Frontend{{Pod: "reject"}}, nil
+}
+func (kernel) Backends(context.Context) ([]view.Backend, error) { return nil, nil }
+func (kernel) Flows(context.Context) ([]view.Flow, error)       { return nil, errors.New("broken") }
+func (kernel) Affinities(context.Context) ([]view.Affinity, error) {
+	return nil, nil
+}
+
 // The socket is root's alone, one that was left is replaced, and nothing of it
 // stays.
 func TestServer(t *testing.T) {
@@ -111,7 +124,7 @@ func TestServer(t *testing.T) {
 	}
 	done := make(chan error, 1)
 	go func() {
-		done <- (&Server{Path: path, Inspect: inspect, Status: func() Status { return Status{Mode: "ebpf"} }}).Run(ctx)
+		done <- (&Server{Path: path, Inspect: inspect, Kernel: kernel{}, Status: func() Status { return Status{Mode: "ebpf"} }}).Run(ctx)
 	}()
 	var s Status
 	for deadline := time.Now().Add(5 * time.Second); Get(t.Context(), path, "/v1/status", nil, &s) != nil; time.Sleep(10 * time.Millisecond) {
@@ -122,20 +135,19 @@ func TestServer(t *testing.T) {
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("socket: %v, %v", info, err)
 	}
-	var backends []Backend
-	if err := Get(t.Context(), path, "/v1/backends", nil, &backends); err == nil || !strings.Contains(err.Error(), "nothing was listed yet") {
+	if err := Get(t.Context(), path, "/v1/explain", Question{To: netip.MustParseAddrPort("10.96.0.1:80"), Protocol: service.TCP}.Values(), &Explanation{}); err == nil || !strings.Contains(err.Error(), "nothing was listed yet") {
 		t.Errorf("before the first list: %v", err)
 	}
 	tb = table(t)
 	if err := Get(t.Context(), path, "/v1/status", nil, &s); err != nil || s.Mode != "ebpf" || s.Services != 2 || s.Backends != 1 {
 		t.Errorf("status %+v: %v", s, err)
 	}
-	var frontends []Frontend
-	if err := Get(t.Context(), path, "/v1/services", nil, &frontends); err != nil || len(frontends) != 4 || frontends[0].Pod != "reject" {
+	var frontends []view.Frontend
+	if err := Get(t.Context(), path, PathServices, nil, &frontends); err != nil || len(frontends) != 1 || frontends[0].Pod != "reject" {
 		t.Errorf("services %+v: %v", frontends, err)
 	}
-	if err := Get(t.Context(), path, "/v1/backends", nil, &backends); err != nil || len(backends) != 1 || backends[0].Address != "10.244.2.7:8080" {
-		t.Errorf("backends %+v: %v", backends, err)
+	if err := Get(t.Context(), path, PathFlows, nil, &[]view.Flow{}); err == nil || !strings.Contains(err.Error(), "broken") {
+		t.Errorf("flows that can not be read: %v", err)
 	}
 	cancel()
 	if err := <-done; err != nil {

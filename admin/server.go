@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/nodeproxy/nodeproxy/dataplane/view"
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
@@ -24,7 +25,26 @@ type Server struct {
 	// Inspect delivers functions to the goroutine that owns the Table; see
 	// dataplane.Loop.
 	Inspect chan<- func(*service.Table)
+	// Kernel shows what the kernel holds; nil if the mode can not.
+	Kernel Kernel
 }
+
+// Kernel reads what a mode has in the kernel. Its methods are called
+// concurrently.
+type Kernel interface {
+	Services(context.Context) ([]view.Frontend, error)
+	Backends(context.Context) ([]view.Backend, error)
+	Flows(context.Context) ([]view.Flow, error)
+	Affinities(context.Context) ([]view.Affinity, error)
+}
+
+// Paths of what a Kernel shows.
+const (
+	PathServices   = "/v1/services"
+	PathBackends   = "/v1/backends"
+	PathFlows      = "/v1/flows"
+	PathAffinities = "/v1/affinity"
+)
 
 // errNothing is told to who asks before there is an answer.
 var errNothing = errors.New("nothing was listed yet")
@@ -65,16 +85,12 @@ func (s *Server) handler() http.Handler {
 		}
 		answer(w, status, err)
 	})
-	mux.HandleFunc("GET /v1/services", func(w http.ResponseWriter, r *http.Request) {
-		var rows []Frontend
-		err := s.inspect(r.Context(), func(t *service.Table) { rows = Frontends(t) })
-		answer(w, rows, err)
-	})
-	mux.HandleFunc("GET /v1/backends", func(w http.ResponseWriter, r *http.Request) {
-		var rows []Backend
-		err := s.inspect(r.Context(), func(t *service.Table) { rows = Backends(t) })
-		answer(w, rows, err)
-	})
+	if k := s.Kernel; k != nil {
+		show(mux, PathServices, k.Services)
+		show(mux, PathBackends, k.Backends)
+		show(mux, PathFlows, k.Flows)
+		show(mux, PathAffinities, k.Affinities)
+	}
 	mux.HandleFunc("GET /v1/explain", func(w http.ResponseWriter, r *http.Request) {
 		q, err := ParseQuestion(r.URL.Query())
 		if err != nil {
@@ -86,6 +102,14 @@ func (s *Server) handler() http.Handler {
 		answer(w, e, err)
 	})
 	return mux
+}
+
+// show serves rows.
+func show[T any](mux *http.ServeMux, path string, read func(context.Context) ([]T, error)) {
+	mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
+		rows, err := read(r.Context())
+		answer(w, rows, err)
+	})
 }
 
 // inspect runs fn where the Table may be looked at.

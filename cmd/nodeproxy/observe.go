@@ -8,8 +8,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -179,10 +177,7 @@ func (o *observer) status() admin.Status {
 		if err != nil {
 			o.log.Warn("status is without maps", "error", err)
 		}
-		for _, u := range uses {
-			s.Maps = append(s.Maps, admin.Map(u))
-		}
-		slices.SortFunc(s.Maps, func(a, b admin.Map) int { return strings.Compare(a.Name, b.Name) })
+		s.Maps = mapRows(uses)
 	}
 	return s
 }

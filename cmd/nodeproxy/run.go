@@ -15,6 +15,8 @@ import (
 
 	"github.com/nodeproxy/nodeproxy/admin"
 	"github.com/nodeproxy/nodeproxy/dataplane"
+	"github.com/nodeproxy/nodeproxy/dataplane/ebpf"
+	"github.com/nodeproxy/nodeproxy/dataplane/iptables"
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
@@ -135,7 +137,8 @@ func (a *agent) drive(ctx context.Context) error {
 	a.observer.watch(loop)
 	inspect := make(chan func(*service.Table))
 	loop.Inspect = inspect
-	socket := &admin.Server{Path: admin.Socket(a.opts.instance), Status: a.observer.status, Inspect: inspect}
+	socket := &admin.Server{Path: admin.Socket(a.opts.instance), Status: a.observer.status, Inspect: inspect,
+		Kernel: kernelOf(a.dataplane, func() (service.NodeFacts, bool) { return nodeFacts(ctx, inspect) })}
 	group.Go(func() error { return a.ask(ctx, socket) })
 	a.observer.serve(ctx, group)
 	group.Go(func() error { return a.observer.events.run(ctx) })
@@ -166,6 +169,36 @@ func (a *agent) ask(ctx context.Context, socket *admin.Server) error {
 		a.log.Error("nodeproxy status and the like can not ask this agent", "error", err)
 	}
 	return nil
+}
+
+// kernelOf shows what a mode has in the kernel.
+func kernelOf(dp dataplane.Dataplane, node func() (service.NodeFacts, bool)) admin.Kernel {
+	switch d := inner(dp).(type) {
+	case *ebpf.Dataplane:
+		return d.Reader()
+	case *iptables.Dataplane:
+		r := d.Reader()
+		r.Node = node
+		return r
+	}
+	return nil
+}
+
+// nodeFacts asks the loop for the facts of the node.
+func nodeFacts(ctx context.Context, inspect chan<- func(*service.Table)) (facts service.NodeFacts, ok bool) {
+	done := make(chan struct{})
+	fn := func(t *service.Table) {
+		if ok = t != nil; ok {
+			facts = t.Node
+		}
+		close(done)
+	}
+	select {
+	case inspect <- fn:
+		<-done
+	case <-ctx.Done():
+	}
+	return facts, ok
 }
 
 // unsupported counts the Services of which a mode does not do a part.

@@ -29,13 +29,23 @@ func (d *Dataplane) MapUses() ([]MapUse, error) {
 		"flows": d.objs.Flows, "frontends": d.objs.Frontends, "backends": d.objs.Backends,
 		"services": d.objs.Services, "source_ranges": d.objs.SourceRanges,
 	} {
-		info, err := m.Info()
+		use, err := useOf(name, m)
 		if err != nil {
-			return nil, fmt.Errorf("map %s: read info: %w", name, err)
+			return nil, err
 		}
-		use := MapUse{Name: name, Entries: entries[name], Limit: uint64(m.MaxEntries())}
-		use.Memory, _ = info.Memlock()
+		use.Entries = entries[name]
 		out = append(out, use)
 	}
 	return out, nil
+}
+
+// useOf fills in all but the entries.
+func useOf(name string, m *ebpf.Map) (MapUse, error) {
+	info, err := m.Info()
+	if err != nil {
+		return MapUse{}, fmt.Errorf("map %s: read info: %w", name, err)
+	}
+	use := MapUse{Name: name, Limit: uint64(m.MaxEntries())}
+	use.Memory, _ = info.Memlock() // 0 where the kernel does not say
+	return use, nil
 }

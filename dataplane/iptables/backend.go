@@ -83,8 +83,8 @@ func (k *kernel) restoreInput(ctx context.Context, input []byte) error {
 }
 
 // saveTable returns what iptables-save prints of a table.
-func (k *kernel) saveTable(ctx context.Context, table string) ([]byte, error) {
-	out, err := exec.CommandContext(ctx, k.save, "-t", table).Output()
+func (k *kernel) saveTable(ctx context.Context, table string, options ...string) ([]byte, error) {
+	out, err := exec.CommandContext(ctx, k.save, append([]string{"-t", table}, options...)...).Output()
 	if err != nil {
 		var exit *exec.ExitError
 		if errors.As(err, &exit) {

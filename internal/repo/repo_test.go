@@ -19,10 +19,11 @@ var allowed = map[string][]string{
 	"service":                 {},
 	"source":                  {"service"},
 	"dataplane":               {"service"},
-	"dataplane/iptables":      {"service"},
+	"dataplane/view":          {"service"},
+	"dataplane/iptables":      {"service", "dataplane/view", "dataplane/iptables/walk"},
 	"dataplane/iptables/walk": {},
 	"dataplane/loopback":      {"dataplane", "service"},
-	"dataplane/ebpf":          {"service"},
+	"dataplane/ebpf":          {"service", "dataplane/view"},
 	"lab":                     {"lab/echo", "lab/manifest"},
 	"lab/echo":                {},
 	"lab/manifest":            {},
@@ -31,7 +32,7 @@ var allowed = map[string][]string{
 	"bench/load":              {},
 	"deploy":                  {},
 	"metrics":                 {"service"},
-	"admin":                   {"service"},
+	"admin":                   {"service", "dataplane/view"},
 	"health":                  {"service"},
 }
 

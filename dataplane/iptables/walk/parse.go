@@ -156,7 +156,7 @@ func (a *arguments) option(option string, t *target) (match, error) {
 		return nil, knownMatch(a.next())
 	case "--comment":
 		a.next()
-	case "--mask", "--seconds", "--to-ports":
+	case "--mask", "--seconds", "--to-ports", "--icmp-type", "--icmpv6-type": // types: no packet here is of ICMP
 		a.next()
 	case "--rsource", "--reap", "--random-fully":
 	case "-j", "-g":
@@ -203,7 +203,7 @@ func (a *arguments) option(option string, t *target) (match, error) {
 }
 
 func knownMatch(name string) error {
-	return oneOf(name, "comment", "tcp", "udp", "sctp", "mark", "addrtype", "conntrack", "statistic", "bpf", "recent")
+	return oneOf(name, "comment", "tcp", "udp", "sctp", "mark", "addrtype", "conntrack", "statistic", "bpf", "recent", "icmp", "icmp6")
 }
 
 func oneOf(word string, known ...string) error {
@@ -233,7 +233,7 @@ func addressMatch(option, value string) (match, error) {
 	return func(w *walker) bool { return p.Contains(w.packet.Destination.Addr()) }, nil
 }
 
-var protocolNumbers = map[string]uint8{"tcp": 6, "udp": 17, "sctp": 132}
+var protocolNumbers = map[string]uint8{"tcp": 6, "udp": 17, "sctp": 132, "icmp": 1, "ipv6-icmp": 58}
 
 func protocolMatch(name string) (match, error) {
 	n, ok := protocolNumbers[name]
