@@ -109,34 +109,6 @@ struct service {
 	__u32 epoch; /* host */
 };
 
-/* Whose id it is, for who reads the maps: "namespace/name:port", then zeros. */
-struct service_name {
-	__u8 text[192];
-};
-
-/*
- * What a service's flows carried: towards backends, then towards clients. Both
- * are taken from flows when these are collected or end; flows that are
- * translated at the socket are counted when they begin, and no more.
- */
-struct traffic {
-	__u64 packets[2];
-	__u64 bytes[2]; /* from the IP header on */
-};
-
-struct service_stats {
-	__u64 translated; /* flows begun */
-	__u64 refused;    /* flows rejected or dropped, for whatever reason */
-	struct traffic traffic;
-};
-
-/* The same of one backend of a service; the key is a member_key. */
-struct backend_stats {
-	__u64 translated;
-	__u64 refused; /* flows that were to go here, and could not */
-	struct traffic traffic;
-};
-
 struct affinity_key {
 	struct addr client;
 	__u32 service; /* host */
@@ -249,31 +221,6 @@ struct fragment {
 	__u16 dport; /* network */
 };
 
-struct metric {
-	__u64 packets;
-	__u64 bytes;
-};
-
-/* Whether somebody wants to see events, and how many there may be. */
-struct watch {
-	__u32 on;     /* host; events are written for as long as it is not 0 */
-	__u32 rate;   /* host; events a second */
-	__u64 second; /* host; ns of CLOCK_MONOTONIC when the present one began */
-	__u64 sent;   /* host; in it */
-	__u64 lost;   /* host; beyond the rate, or because the ring was full */
-};
-
-/* What became of a first packet or a socket call, or why a packet was dropped. */
-struct event {
-	__u64 time;      /* host; ns of CLOCK_MONOTONIC */
-	struct tuple t;  /* as it came; src is zero where a socket's is not known */
-	struct tuple to; /* for REASON_FLOW_NEW, REASON_SOCKET_TRANSLATED: as it went on */
-	__u32 service;   /* host; EVENT_NO_SERVICE if none is known */
-	__u32 reason;    /* host; enum reason */
-};
-
-#define EVENT_NO_SERVICE 0xffffffff
-
 /* One destination that a socket was translated for. */
 struct translation {
 	struct addr asked; /* what the application named */
@@ -315,6 +262,8 @@ struct collection {
 	__u64 deleted; /* out; halves deleted */
 };
 
+#include "stats.h"
+
 _Static_assert(sizeof(struct addr) == 16, "addr");
 _Static_assert(sizeof(struct tuple) == 40, "tuple");
 _Static_assert(sizeof(struct frontend_key) == 20, "frontend_key");
@@ -326,9 +275,6 @@ _Static_assert(sizeof(struct affinity_key) == 20, "affinity_key");
 _Static_assert(sizeof(struct affinity) == 32, "affinity");
 _Static_assert(sizeof(struct range_key) == 24, "range_key");
 _Static_assert(sizeof(struct flow) == 88, "flow");
-_Static_assert(sizeof(struct event) == 96, "event");
-_Static_assert(sizeof(struct watch) == 32, "watch");
-_Static_assert(sizeof(struct backend_stats) == sizeof(struct service_stats), "stats");
 _Static_assert(sizeof(struct interface) == 36, "interface");
 _Static_assert(sizeof(struct node) == 100, "node");
 _Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
