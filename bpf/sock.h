@@ -4,7 +4,7 @@
  * needs it. A socket's source is not known yet then. So whatever depends on it
  * is left to the packet path unless the source is known: session affinity,
  * source ranges, masquerading, and a source port that was chosen by the
- * application (two destinations may share a backend).
+ * application (two destinations may share a backend) unless nobody else can.
  */
 #ifndef NODEPROXY_SOCK_H
 #define NODEPROXY_SOCK_H
@@ -238,6 +238,13 @@ static __always_inline int conclude(int verdict)
 static __always_inline bool port_is_bound(struct bpf_sock_addr *ctx)
 {
 	return ctx->protocol == IPPROTO_TCP && ctx->sk && ctx->sk->src_port;
+}
+
+/* Whether the packets of a call would stay on this node if it were left alone,
+ * where no program of the packet path sees them. */
+static __always_inline bool stays_here(const struct call *c)
+{
+	return is_loopback(&c->addr) || (c->host && address_flags(&c->addr) & ADDRESS_LOCAL);
 }
 
 /* Forgets what a socket was connected to: it is about to be connected anew. */

@@ -31,12 +31,10 @@ var synthLocal = []netip.Addr{netip.MustParseAddr("192.168.77.11"), netip.MustPa
 // the least state that fails, as manifests, with the seed.
 func TestModesAreEqual(t *testing.T) {
 	t.Parallel()
-	for name, open := range openModes {
-		t.Run(name, func(t *testing.T) {
+	for _, mode := range refModes {
+		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			e := &equality{refNet: newRefNetWith(t, synthLocal), mode: name}
-			e.do(t, "node", func() (err error) { e.dp, err = open(t); return err })
-			t.Cleanup(func() { e.dp.Close() })
+			e := newEquality(t, mode)
 			for seed := range uint64(equalityStates) {
 				gen := synth.NewRandom(1000 + seed)
 				cfg, state := e.config(gen.Config()), gen.Cluster(1+int(seed%10))
@@ -62,11 +60,17 @@ func TestModesAreEqual(t *testing.T) {
 // equality is one mode in a namespace of its own.
 type equality struct {
 	*refNet
-	mode string
 	dp   dataplane.Dataplane
 	sent int
 	seen map[string]int
 	step atomic.Int64 // of a test of transitions
+}
+
+func newEquality(t *testing.T, mode string) *equality {
+	t.Helper()
+	e := &equality{refNet: newRefNet(t, mode, synthLocal)}
+	e.dp = e.open(t)
+	return e
 }
 
 // config fits a random node into the namespaces: addresses that the links have

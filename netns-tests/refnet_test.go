@@ -6,9 +6,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,6 +19,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/nodeproxy/nodeproxy/dataplane/ebpf"
 	"github.com/nodeproxy/nodeproxy/internal/flows"
 	"github.com/nodeproxy/nodeproxy/internal/nettest"
 	"github.com/nodeproxy/nodeproxy/service"
@@ -25,7 +29,15 @@ import (
 // dial, endpoints that answer, and what is outside. Each hangs on a link of its
 // own, with the node as its gateway.
 type refNet struct {
-	ns      map[string]netns.NsHandle
+	mode string // of refModes
+	// instance is the name of what eBPF modes pin.
+	instance string
+	ns       map[string]netns.NsHandle
+	// cgroup, if set, is where threads are that act for a place on the node; see
+	// threadCgroup.
+	cgroup string
+	// vip is an address of a load balancer that the node has at the moment.
+	vip     netip.Addr
 	placed  []placedAddr
 	servers []interface{ Close() error }
 }
@@ -43,16 +55,24 @@ var refGateway = [2]netip.Addr{netip.MustParseAddr("169.254.77.1"), netip.MustPa
 // refOwn are addresses that every place keeps.
 var refOwn = [2]netip.Addr{netip.MustParseAddr("169.254.77.2"), netip.MustParseAddr("fe80::88")}
 
-func newRefNet(t *testing.T) *refNet {
-	t.Helper()
-	return newRefNetWith(t, flows.LocalAddresses)
-}
+// refCount numbers them.
+var refCount atomic.Int64
 
-// newRefNetWith makes the node with these addresses.
-func newRefNetWith(t *testing.T, local []netip.Addr) *refNet {
+// newRefNet makes the node with these addresses, for a mode of [refModes].
+func newRefNet(t *testing.T, mode string, local []netip.Addr) *refNet {
 	t.Helper()
 	nettest.RequireRoot(t)
-	n := &refNet{ns: map[string]netns.NsHandle{}}
+	n := &refNet{mode: mode, instance: fmt.Sprintf("reference-%d-%d", os.Getpid(), refCount.Add(1)), ns: map[string]netns.NsHandle{}}
+	if mode == ebpfSockets {
+		n.cgroup = threadCgroup(t)
+	}
+	if strings.HasPrefix(mode, "ebpf") {
+		t.Cleanup(func() {
+			if err := ebpf.Cleanup(n.ebpfOptions()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 	t.Cleanup(func() {
 		n.stop()
 		for _, h := range n.ns {
@@ -133,7 +153,11 @@ func (n *refNet) in(place string, f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // not unlocked: see newNamespace
-		if err := netns.Set(n.ns[place]); err != nil {
+		err := netns.Set(n.ns[place])
+		if err == nil && n.cgroup != "" && place != "outside" {
+			err = os.WriteFile(filepath.Join(n.cgroup, "cgroup.threads"), []byte(strconv.Itoa(unix.Gettid())), 0)
+		}
+		if err != nil {
 			done <- err
 			return
 		}
@@ -251,7 +275,11 @@ func (n *refNet) put(t *testing.T, put map[netip.Addr]string) {
 }
 
 func onEth0(a netip.Addr, do func(netlink.Link, *netlink.Addr) error) error {
-	link, err := netlink.LinkByName("eth0")
+	return onLink("eth0", a, do)
+}
+
+func onLink(name string, a netip.Addr, do func(netlink.Link, *netlink.Addr) error) error {
+	link, err := netlink.LinkByName(name)
 	if err != nil {
 		return err
 	}
@@ -260,7 +288,7 @@ func onEth0(a netip.Addr, do func(netlink.Link, *netlink.Addr) error) error {
 
 // isNodes reports whether the node has an address.
 func (n *refNet) isNodes(a netip.Addr) bool {
-	return slices.Contains(flows.LocalAddresses, a) || slices.Contains(refGateway[:], a)
+	return slices.Contains(flows.LocalAddresses, a) || slices.Contains(refGateway[:], a) || a == n.vip
 }
 
 func (n *refNet) stop() {
@@ -335,6 +363,9 @@ func (n *refNet) dial(from string, p service.Packet, limit time.Duration) (a ref
 		network := "tcp"
 		if p.Protocol == service.UDP {
 			network, d.LocalAddr = "udp", &net.UDPAddr{IP: p.Source.Addr().AsSlice()}
+		}
+		if p.Source.Addr().IsLoopback() { // a socket that is bound to it cannot leave the node
+			d.LocalAddr = nil
 		}
 		c, err := d.Dial(network, p.Destination.String())
 		if err != nil {

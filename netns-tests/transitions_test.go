@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -13,22 +14,24 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/nodeproxy/nodeproxy/dataplane"
 	"github.com/nodeproxy/nodeproxy/internal/synth"
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
 const (
-	// transitionSteps is how many random changes a live dataplane goes through,
-	// and freshEvery after how many of them it is compared with a fresh one.
+	// transitionSteps is how many random changes a live loop goes through, and
+	// freshEvery after how many of them the dataplane that it is compared with is
+	// opened anew. In between that one compares all with the kernel, as at a start.
 	transitionSteps = 300
-	freshEvery      = 3
+	freshEvery      = 10
 )
 
 // steady is a Service that no step touches, while connections to it are opened
@@ -55,47 +58,43 @@ func steadyState() service.Changes {
 	return service.Changes{Complete: true, Services: []*service.Service{svc}, EndpointSlices: []*service.EndpointSlice{slice}}
 }
 
-// TestTransitions makes random changes, of anything, to a live dataplane. No
-// connection to a Service that a step does not touch may fail, and what is in
-// the kernel is what a dataplane leaves that is started fresh on the same
-// objects.
+// TestTransitions makes random changes, of anything, to what a live agent's
+// loop is told. No connection to a Service that a step does not touch may fail,
+// and after each step what is in the kernel is what a dataplane leaves that is
+// started fresh on the same objects.
 func TestTransitions(t *testing.T) {
 	t.Parallel()
-	for name, open := range openModes {
-		t.Run(name, func(t *testing.T) {
+	for _, mode := range refModes {
+		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			e := &equality{refNet: newRefNetWith(t, synthLocal), mode: name}
-			e.do(t, "node", func() (err error) { e.dp, err = open(t); return err })
-			t.Cleanup(func() { e.dp.Close() })
+			e := newEquality(t, mode)
 			gen, rng := synth.NewRandom(7), rand.New(rand.NewPCG(7, 7))
 			cfg := e.config(gen.Config())
 			cfg.ExternalIPs = nil
 			objects := newObjects(steadyState())
-			r := service.NewResolver(cfg)
-			r.Apply(objects.changes())
+			live := e.startLoop(t, cfg, objects.changes())
 			source := map[netip.Addr]string{netip.MustParseAddr("10.128.0.9"): "pods", netip.MustParseAddr("203.0.113.3"): "outside"}
 			for _, a := range steadyPods {
 				source[a] = "endpoints"
 			}
 			e.put(t, source)
-			e.do(t, "node", func() error { return e.dp.Sync(context.Background(), r.Table(), nil) })
 			e.serveState(t, steadyState(), source)
 			defer e.background(t)() // before any cleanup
+			var fresh dataplane.Dataplane
 			for step := range transitionSteps {
 				e.step.Store(int64(step))
-				changed, _ := r.Apply(objects.step(gen, rng))
-				if step%25 == 24 { // facts of the node change too: all is compared then
+				switch c := objects.step(gen, rng); {
+				case step%25 == 24: // facts of the node change too: all is compared then
 					cfg.Facts.NodePorts[0].All = !cfg.Facts.NodePorts[0].All
 					cfg.Facts.NodePorts[0].Addrs = cfg.Facts.Local[0][:1]
-					r.SetConfig(cfg)
-					changed = nil
-				} else if len(changed) == 0 {
+					live.reconfigure(t, cfg, c)
+				case !live.apply(t, c):
 					continue
 				}
-				e.do(t, "node", func() error { return e.dp.Sync(context.Background(), r.Table(), changed) })
-				if step%freshEvery == 0 {
-					e.compareWithFresh(t, step, cfg, objects)
+				if step%freshEvery == 0 || fresh == nil {
+					fresh = e.open(t)
 				}
+				e.compareWithFresh(t, step, fresh, cfg, objects)
 				if t.Failed() {
 					break
 				}
@@ -104,23 +103,92 @@ func TestTransitions(t *testing.T) {
 	}
 }
 
-// compareWithFresh starts a dataplane on the same objects; it must have nothing
-// to change.
-func (e *equality) compareWithFresh(t *testing.T, step int, cfg service.Config, objects *objects) {
+// liveLoop is an agent's loop on the node, without an agent's process.
+type liveLoop struct {
+	// mirror takes in the same, to tell whether a sync follows.
+	mirror    *service.Resolver
+	config    atomic.Pointer[service.Config]
+	changes   chan service.Changes
+	addresses chan []netip.Addr
+	synced    chan error
+}
+
+func (e *equality) startLoop(t *testing.T, cfg service.Config, first service.Changes) *liveLoop {
+	t.Helper()
+	l := &liveLoop{
+		mirror:  service.NewResolver(cfg),
+		changes: make(chan service.Changes), addresses: make(chan []netip.Addr), synced: make(chan error, 1),
+	}
+	l.config.Store(&cfg)
+	loop := &dataplane.Loop{
+		Dataplane:  e.dp,
+		Configure:  func(*service.Node, []netip.Addr) (service.Config, error) { return *l.config.Load(), nil },
+		SyncPeriod: time.Hour, Log: slog.New(slog.DiscardHandler),
+		Synced: func(r dataplane.Report) { l.synced <- r.Err },
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error)
+	go func() { ended <- e.in("node", func() error { return loop.Run(ctx, l.changes, l.addresses) }) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	l.addresses <- nil
+	if !l.apply(t, first) {
+		t.Fatal("the first objects change nothing")
+	}
+	return l
+}
+
+// apply takes changes in and waits until they are written, or reports that
+// nothing follows from them.
+func (l *liveLoop) apply(t *testing.T, c service.Changes) bool {
+	t.Helper()
+	changed, _ := l.mirror.Apply(c)
+	l.changes <- c
+	if len(changed) == 0 {
+		return false
+	}
+	l.wait(t)
+	return true
+}
+
+// reconfigure takes changes in, and facts of the node that make a full sync.
+func (l *liveLoop) reconfigure(t *testing.T, cfg service.Config, c service.Changes) {
+	t.Helper()
+	l.apply(t, c)
+	l.mirror.SetConfig(cfg)
+	l.config.Store(&cfg)
+	l.addresses <- nil
+	l.wait(t)
+}
+
+func (l *liveLoop) wait(t *testing.T) {
+	t.Helper()
+	select {
+	case err := <-l.synced:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("no sync follows a change")
+	}
+}
+
+// compareWithFresh gives a dataplane that compares everything the same objects;
+// it must have nothing to change.
+func (e *equality) compareWithFresh(t *testing.T, step int, fresh dataplane.Dataplane, cfg service.Config, objects *objects) {
 	t.Helper()
 	r := service.NewResolver(cfg)
 	r.Apply(objects.changes())
 	e.do(t, "node", func() error {
-		before := kernelState(e.mode)
-		fresh, err := openModes[e.mode](t)
-		if err != nil {
-			return err
-		}
-		defer fresh.Close()
+		before := e.kernelState()
 		if err := fresh.Sync(context.Background(), r.Table(), nil); err != nil {
 			return err
 		}
-		if diff := cmp.Diff(before, kernelState(e.mode)); diff != "" {
+		if diff := cmp.Diff(before, e.kernelState()); diff != "" {
 			return fmt.Errorf("step %d: a fresh start changes the kernel's state (-live +fresh):\n%s", step, diff)
 		}
 		return nil
@@ -131,8 +199,8 @@ var ruleCounters = regexp.MustCompile(`\[\d+:\d+\]`)
 
 // kernelState is what the mode has in the kernel, as text. It runs in the
 // node's namespace.
-func kernelState(mode string) []string {
-	if backend, ok := strings.CutPrefix(mode, "iptables-"); ok {
+func (e *equality) kernelState() []string {
+	if backend, ok := strings.CutPrefix(e.mode, "iptables-"); ok {
 		var out []string
 		for _, command := range []string{"iptables-", "ip6tables-"} {
 			text, _ := exec.Command(command + backend + "-save").Output() // what is missing differs
@@ -145,7 +213,7 @@ func kernelState(mode string) []string {
 		return out
 	}
 	var out []string
-	pins, _ := filepath.Glob(fmt.Sprintf("/sys/fs/bpf/nodeproxy/%s/v*/maps/*", refInstance())) // the pattern is right
+	pins, _ := filepath.Glob(fmt.Sprintf("/sys/fs/bpf/nodeproxy/%s/v*/maps/*", e.instance)) // the pattern is right
 	for _, path := range pins {
 		name := filepath.Base(path)
 		if !slices.Contains(syncedMaps, name) {
@@ -164,9 +232,6 @@ func kernelState(mode string) []string {
 	slices.Sort(out)
 	return out
 }
-
-// refInstance is the eBPF instance of openModes.
-func refInstance() string { return fmt.Sprintf("reference-%d", syscall.Getpid()) }
 
 // background dials the steady Service from a Pod and from outside, and holds a
 // UDP flow, until the function that it returns is called, which judges.

@@ -16,9 +16,6 @@ func TestFlowsOfTheReference(t *testing.T) {
 	}
 	checked := 0
 	for _, c := range cases {
-		if gate := c.Settings.PreferSameTrafficDistribution; gate != nil && !*gate {
-			continue // kube-proxy before 1.35 with a feature gate off, which is no setting here
-		}
 		manifests, err := c.Manifests()
 		if err != nil {
 			t.Fatal(err)
@@ -34,7 +31,7 @@ func TestFlowsOfTheReference(t *testing.T) {
 		r := service.NewResolver(cfg)
 		r.Apply(changes)
 		for _, f := range c.Flows {
-			if c.Holds(&f) {
+			if f.Holds() {
 				checked++
 				checkFlow(t, r.Table(), &f)
 			}

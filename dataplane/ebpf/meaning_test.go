@@ -243,9 +243,6 @@ func TestFlowsOfTheReference(t *testing.T) {
 	j := newJudged(t)
 	checked, beyondReach := 0, 0
 	for _, c := range cases {
-		if gate := c.Settings.PreferSameTrafficDistribution; gate != nil && !*gate {
-			continue // kube-proxy before 1.35 with a feature gate off
-		}
 		manifests, err := c.Manifests()
 		if err != nil {
 			t.Fatal(err)
@@ -264,7 +261,7 @@ func TestFlowsOfTheReference(t *testing.T) {
 		in(t, j.n.node, func() error {
 			for _, f := range c.Flows {
 				p := f.Packet()
-				if !c.Holds(&f) {
+				if !f.Holds() {
 					continue
 				}
 				if beyond(j.table, p) {

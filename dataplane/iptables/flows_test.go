@@ -19,9 +19,6 @@ func TestFlowsOfTheReferenceThroughRules(t *testing.T) {
 	}
 	checked := 0
 	for _, c := range cases {
-		if gate := c.Settings.PreferSameTrafficDistribution; gate != nil && !*gate {
-			continue // kube-proxy before 1.35 with a feature gate off
-		}
 		manifests, err := c.Manifests()
 		if err != nil {
 			t.Fatal(err)
@@ -38,7 +35,7 @@ func TestFlowsOfTheReferenceThroughRules(t *testing.T) {
 		r.Apply(changes)
 		for _, f := range c.Flows {
 			p := f.Packet()
-			if !c.Holds(&f) || p.Destination.Addr().IsLoopback() { // loopback is not netfilter's
+			if !f.Holds() || p.Destination.Addr().IsLoopback() { // loopback is not netfilter's
 				continue
 			}
 			checked++

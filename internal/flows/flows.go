@@ -37,9 +37,8 @@ type Case struct {
 
 // Settings are a case's overrides of the defaults.
 type Settings struct {
-	NodePortAddresses             *[]string
-	LocalhostNodePorts            *bool
-	PreferSameTrafficDistribution *bool
+	NodePortAddresses  *[]string
+	LocalhostNodePorts *bool
 }
 
 // Node is the node of a case.
@@ -108,17 +107,16 @@ func (e *Expected) UnmarshalJSON(b []byte) error {
 	return json.Unmarshal(b, &e.Word)
 }
 
-// Differences are the flows of kube-proxy's iptables mode in which nodeproxy
-// means to differ, with the reason; docs/semantics.md has the rule.
+// Differences are the flows in which nodeproxy means to differ from what is
+// stated, with the reason; docs/semantics.md has the rule. Where kube-proxy's
+// two modes state different things, what the other one does is here.
 var Differences = map[string]string{
 	"nodeports-iptables-5/4": "node ports answer on ::1 as they do on 127.0.0.1",
 	"clusterip-general/8":    "an unknown port of a Service's address is refused, as in nftables mode (clusterip-general/9)",
 	"clusterip-general/10":   "an unknown port of a Service's address is refused, as in nftables mode (clusterip-general/11)",
+	"clusterip-general/12":   "an address that no Service has is not touched, as in iptables mode: which networks are Services' is not known",
+	"topology-11/1":          "kube-proxy before 1.35 with a feature gate off; node hints always count",
 }
-
-// AsNFTables are the flows that only kube-proxy's nftables mode states and that
-// hold here too.
-var AsNFTables = map[string]bool{"clusterip-general/9": true, "clusterip-general/11": true}
 
 // Addresses on the interfaces of every case's node.
 var LocalAddresses = parseAddrs("127.0.0.1", "::1", "192.168.0.2", "192.168.1.2", "192.168.99.11", "2001:db8::1", "2001:db8:1::2")
@@ -132,15 +130,12 @@ func Load() ([]Case, error) {
 	return all.Cases, nil
 }
 
-// Holds reports whether a flow of the case must hold here: it is stated for
-// kube-proxy's iptables mode, and no difference is meant.
-func (c *Case) Holds(f *Flow) bool {
-	stated := slices.Contains(c.Backends, "iptables") && (len(f.Backends) == 0 || slices.Contains(f.Backends, "iptables"))
-	return stated && Differences[f.ID] == "" || AsNFTables[f.ID]
-}
+// Holds reports whether a flow must become here what is stated.
+func (f *Flow) Holds() bool { return Differences[f.ID] == "" }
 
-// Config returns the configuration of the case's node.
-func (c *Case) Config() (service.Config, error) {
+// Config returns the configuration of the case's node, which may have more
+// addresses.
+func (c *Case) Config(more ...netip.Addr) (service.Config, error) {
 	name := "test-node"
 	node := &service.Node{}
 	if c.Node != nil {
@@ -152,10 +147,13 @@ func (c *Case) Config() (service.Config, error) {
 		ClusterCIDRs:       []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00:10::/64")},
 		LocalhostNodePorts: c.Settings.LocalhostNodePorts == nil || *c.Settings.LocalhostNodePorts,
 	}
+	if !slices.Contains(c.Backends, "iptables") { // the defaults of nftables mode
+		opts.NodePortAddresses, opts.LocalhostNodePorts = []string{"192.168.0.2/32", "2001:db8::1/128"}, false
+	}
 	if c.Settings.NodePortAddresses != nil {
 		opts.NodePortAddresses = *c.Settings.NodePortAddresses
 	}
-	return opts.Config(node, LocalAddresses)
+	return opts.Config(node, append(slices.Clone(LocalAddresses), more...))
 }
 
 // Manifests returns the case's objects as a List that a file source reads.
