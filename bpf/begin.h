@@ -19,39 +19,83 @@ static __always_inline bool read_frontend(struct work *w)
 	return true;
 }
 
-/* Whether a connected socket of this host waits for the packet: one may have a
- * node port's number as its own. */
-static __always_inline bool is_ours(struct __sk_buff *skb, struct work *w)
+/* The packet that a socket would wait for, as lookups of sockets take it. */
+static __always_inline __u32 ask_socket(struct work *w, const struct addr *src, __u16 sport,
+					const struct addr *dst, __u16 dport)
+{
+	if (w->p.v4) {
+		w->sock.ipv4.saddr = src->w[3];
+		w->sock.ipv4.daddr = dst->w[3];
+		w->sock.ipv4.sport = sport;
+		w->sock.ipv4.dport = dport;
+		return sizeof(w->sock.ipv4);
+	}
+	__builtin_memcpy(w->sock.ipv6.saddr, src, 16);
+	__builtin_memcpy(w->sock.ipv6.daddr, dst, 16);
+	w->sock.ipv6.sport = sport;
+	w->sock.ipv6.dport = dport;
+	return sizeof(w->sock.ipv6);
+}
+
+/* Whether a connected socket of this host waits for what w->sock says. The two
+ * kinds of sockets are kept apart: the verifier wants one kind at one place. */
+static __noinline bool has_tcp_socket(struct __sk_buff *skb, struct work *w, __u32 size)
 {
 	struct bpf_sock *sk;
 	bool connected;
 
-	if (!(w->fe.flags & FRONTEND_NODEPORT) || w->p.t.proto == IPPROTO_SCTP)
-		return false;
-	if (w->p.v4) {
-		w->sock.ipv4.saddr = w->p.t.src.w[3];
-		w->sock.ipv4.daddr = w->p.t.dst.w[3];
-		w->sock.ipv4.sport = w->p.t.sport;
-		w->sock.ipv4.dport = w->p.t.dport;
-	} else {
-		__builtin_memcpy(w->sock.ipv6.saddr, &w->p.t.src, 16);
-		__builtin_memcpy(w->sock.ipv6.daddr, &w->p.t.dst, 16);
-		w->sock.ipv6.sport = w->p.t.sport;
-		w->sock.ipv6.dport = w->p.t.dport;
-	}
-	if (w->p.t.proto == IPPROTO_TCP)
-		sk = bpf_skc_lookup_tcp(skb, &w->sock,
-					w->p.v4 ? sizeof(w->sock.ipv4) : sizeof(w->sock.ipv6),
-					BPF_F_CURRENT_NETNS, 0);
+	if (size == sizeof(w->sock.ipv4))
+		sk =
+		    bpf_skc_lookup_tcp(skb, &w->sock, sizeof(w->sock.ipv4), BPF_F_CURRENT_NETNS, 0);
 	else
-		sk = bpf_sk_lookup_udp(skb, &w->sock,
-				       w->p.v4 ? sizeof(w->sock.ipv4) : sizeof(w->sock.ipv6),
-				       BPF_F_CURRENT_NETNS, 0);
+		sk =
+		    bpf_skc_lookup_tcp(skb, &w->sock, sizeof(w->sock.ipv6), BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
 		return false;
 	connected = sk->dst_port != 0;
 	bpf_sk_release(sk);
 	return connected;
+}
+
+static __always_inline bool has_udp_socket(struct __sk_buff *skb, struct work *w, __u32 size)
+{
+	struct bpf_sock *sk;
+	bool connected;
+
+	if (size == sizeof(w->sock.ipv4))
+		sk = bpf_sk_lookup_udp(skb, &w->sock, sizeof(w->sock.ipv4), BPF_F_CURRENT_NETNS, 0);
+	else
+		sk = bpf_sk_lookup_udp(skb, &w->sock, sizeof(w->sock.ipv6), BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return false;
+	connected = sk->dst_port != 0;
+	bpf_sk_release(sk);
+	return connected;
+}
+
+/* Whether the packet is for a socket: one may have a node port's number as its
+ * own. */
+static __always_inline bool is_ours(struct __sk_buff *skb, struct work *w)
+{
+	const struct tuple *t = &w->p.t;
+	__u32 size;
+
+	if (!(w->fe.flags & FRONTEND_NODEPORT) || t->proto == IPPROTO_SCTP)
+		return false;
+	size = ask_socket(w, &t->src, t->sport, &t->dst, t->dport);
+	return t->proto == IPPROTO_TCP ? has_tcp_socket(skb, w, size)
+				       : has_udp_socket(skb, w, size);
+}
+
+/* Whether a socket of this host that was translated when it connected has the
+ * port that another one sends from, and the same backend: its answers would be
+ * taken for the other's. */
+static __always_inline bool is_claimed(struct __sk_buff *skb, struct work *w)
+{
+	const struct tuple *t = &w->to;
+
+	return translate_sockets && w->egress && t->proto == IPPROTO_TCP &&
+	       has_tcp_socket(skb, w, ask_socket(w, &t->dst, t->dport, &t->src, t->sport));
 }
 
 /* TCP gets a reset: an ICMP error that comes while the client is still in
@@ -101,7 +145,7 @@ static __always_inline enum reason make_flow(struct __sk_buff *skb, struct work 
 		w->to.src = *own;
 		done = take_port(skb, w);
 	} else {
-		done = insert_reply(w, true);
+		done = is_claimed(skb, w) ? INSERT_TAKEN : insert_reply(w, true);
 		if (done == INSERT_TAKEN) /* two frontends, one backend, one client port */
 			done = take_port(skb, w);
 	}

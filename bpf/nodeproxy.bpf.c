@@ -33,6 +33,7 @@
 #include "forward.h"
 #include "begin.h"
 #include "lost.h"
+#include "bound.h"
 #include "sock.h"
 #include "gone.h"
 #include "collect.h"
@@ -113,7 +114,7 @@ int connect4(struct bpf_sock_addr *ctx)
 	c.host = bpf_get_netns_cookie(ctx) == host_netns;
 	if (ctx->sk->src_ip4)
 		map_v4(&c.source, ctx->sk->src_ip4);
-	if (port_is_bound(ctx) && !stays_here(&c))
+	if (port_is_bound(ctx) && !c.host)
 		return 1;
 	verdict = decide(ctx, &c, &be, true);
 	if (verdict == VERDICT_TRANSLATE)
@@ -137,7 +138,7 @@ int connect6(struct bpf_sock_addr *ctx)
 	c.source.w[1] = ctx->sk->src_ip6[1];
 	c.source.w[2] = ctx->sk->src_ip6[2];
 	c.source.w[3] = ctx->sk->src_ip6[3];
-	if (port_is_bound(ctx) && !stays_here(&c))
+	if (port_is_bound(ctx) && !c.host)
 		return 1;
 	verdict = decide(ctx, &c, &be, true);
 	if (verdict == VERDICT_TRANSLATE)

@@ -4,7 +4,9 @@
  * needs it. A socket's source is not known yet then. So whatever depends on it
  * is left to the packet path unless the source is known: session affinity,
  * source ranges, masquerading, and a source port that was chosen by the
- * application (two destinations may share a backend) unless nobody else can.
+ * application (two destinations may share a backend). A socket of the node with
+ * such a port is translated unless that happens: packets that stay on the node
+ * come by no program of the packet path.
  */
 #ifndef NODEPROXY_SOCK_H
 #define NODEPROXY_SOCK_H
@@ -209,6 +211,8 @@ static __noinline int decide(struct bpf_sock_addr *ctx, struct call *c, struct b
 	}
 	if (!be->port)
 		be->port = c->port;
+	if (connect && port_is_bound(ctx) && is_taken(ctx, &client, be))
+		return VERDICT_ASIDE;
 	note(s, c, &fe, be, connect);
 	count_service(fe.service, true);
 	count_backend(fe.service, &be->addr, be->port, true);
@@ -232,19 +236,6 @@ static __always_inline int conclude(int verdict)
 		return 0;
 	}
 	return 1;
-}
-
-/* Whether the application chose the socket's source port. */
-static __always_inline bool port_is_bound(struct bpf_sock_addr *ctx)
-{
-	return ctx->protocol == IPPROTO_TCP && ctx->sk && ctx->sk->src_port;
-}
-
-/* Whether the packets of a call would stay on this node if it were left alone,
- * where no program of the packet path sees them. */
-static __always_inline bool stays_here(const struct call *c)
-{
-	return is_loopback(&c->addr) || (c->host && address_flags(&c->addr) & ADDRESS_LOCAL);
 }
 
 /* Forgets what a socket was connected to: it is about to be connected anew. */

@@ -176,6 +176,8 @@ func (e *equality) beyond(table *service.Table, from string, p service.Packet, w
 		return true
 	case want.Frontend != nil && want.Frontend.LastPort != 0 && want.Route.Action == service.Translate:
 		return true // nobody serves all of its ports
+	case e.mode == ebpfSockets && from == "endpoints" && table.Node.Pods[0].InterfacePrefix != "":
+		return true // by their interface no Pods, by their sockets they are
 	case e.mode == ebpfPackets && from == "node":
 		// To its own addresses over lo, or by a backend on itself: see limits.
 		return node(p.Destination.Addr()) || slices.ContainsFunc(want.Backends, func(b service.Backend) bool { return node(b.Addr()) })

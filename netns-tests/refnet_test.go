@@ -2,6 +2,7 @@ package netnstests
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -9,7 +10,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -154,8 +154,10 @@ func (n *refNet) in(place string, f func() error) error {
 	go func() {
 		runtime.LockOSThread() // not unlocked: see newNamespace
 		err := netns.Set(n.ns[place])
-		if err == nil && n.cgroup != "" && place != "outside" {
-			err = os.WriteFile(filepath.Join(n.cgroup, "cgroup.threads"), []byte(strconv.Itoa(unix.Gettid())), 0)
+		if n.cgroup != "" && place != "outside" {
+			err = errors.Join(err, joinThreads(n.cgroup))
+			// The main thread does not end with the goroutine.
+			defer joinThreads(filepath.Dir(n.cgroup))
 		}
 		if err != nil {
 			done <- err

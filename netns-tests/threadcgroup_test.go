@@ -24,8 +24,7 @@ var threads struct {
 	users       int
 }
 
-// threadCgroup makes a threaded cgroup that is gone at the end of the test. A
-// thread joins it by writing its number into cgroup.threads.
+// threadCgroup makes a threaded cgroup that is gone at the end of the test.
 func threadCgroup(t *testing.T) string {
 	t.Helper()
 	threads.Lock()
@@ -90,6 +89,11 @@ func leaveThreadDomain() error {
 		return nil
 	}
 	return errors.Join(moveTo(threads.before), removeCgroup(threads.dir))
+}
+
+// joinThreads moves the calling thread to a cgroup of the domain.
+func joinThreads(cgroup string) error {
+	return os.WriteFile(filepath.Join(cgroup, "cgroup.threads"), []byte(strconv.Itoa(unix.Gettid())), 0)
 }
 
 func moveTo(cgroup string) error {
