@@ -19,6 +19,15 @@ var ErrNoAgent = errors.New("no agent answers")
 
 // Get asks the agent that serves a socket, and decodes its answer.
 func Get(ctx context.Context, socket, path string, query url.Values, into any) error {
+	return ask(ctx, http.MethodGet, socket, path, query, into)
+}
+
+// Post tells the agent that serves a socket to do something, and waits for it.
+func Post(ctx context.Context, socket, path string) error {
+	return ask(ctx, http.MethodPost, socket, path, nil, &struct{}{})
+}
+
+func ask(ctx context.Context, method, socket, path string, query url.Values, into any) error {
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -26,7 +35,7 @@ func Get(ctx context.Context, socket, path string, query url.Values, into any) e
 		},
 	}}
 	u := url.URL{Scheme: "http", Host: "agent", Path: path, RawQuery: query.Encode()}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
 	if err != nil {
 		return fmt.Errorf("ask agent: %w", err)
 	}

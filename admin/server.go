@@ -27,6 +27,11 @@ type Server struct {
 	Inspect chan<- func(*service.Table)
 	// Kernel shows what the kernel holds; nil if the mode can not.
 	Kernel Kernel
+	// Verify compares the kernel with what it should hold; it is called where the
+	// Table may be looked at.
+	Verify func(context.Context) ([]view.Difference, error)
+	// Repair asks for a full sync, and returns how that went.
+	Repair func(context.Context) error
 }
 
 // Kernel reads what a mode has in the kernel. Its methods are called
@@ -91,6 +96,18 @@ func (s *Server) handler() http.Handler {
 		show(mux, PathFlows, k.Flows)
 		show(mux, PathAffinities, k.Affinities)
 	}
+	mux.HandleFunc("GET /v1/verify", func(w http.ResponseWriter, r *http.Request) {
+		differences, verifyErr := []view.Difference{}, error(nil)
+		err := s.inspect(r.Context(), func(*service.Table) {
+			var found []view.Difference
+			found, verifyErr = s.Verify(r.Context())
+			differences = append(differences, found...)
+		})
+		answer(w, differences, errors.Join(err, verifyErr))
+	})
+	mux.HandleFunc("POST /v1/repair", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, struct{}{}, s.Repair(r.Context()))
+	})
 	mux.HandleFunc("GET /v1/explain", func(w http.ResponseWriter, r *http.Request) {
 		q, err := ParseQuestion(r.URL.Query())
 		if err != nil {

@@ -33,6 +33,9 @@ type Loop struct {
 	// on Run's goroutine between two syncs, and must not change it. The Table is
 	// nil before the node's addresses are known.
 	Inspect <-chan func(*service.Table)
+	// Repair, if set, delivers functions that are to be told how a full sync
+	// went which begins after they came; they run on Run's goroutine.
+	Repair <-chan func(error)
 	// Queued, if set, is called when something has to be synced, from Run's
 	// goroutine.
 	Queued func()
@@ -78,6 +81,8 @@ func (l *Loop) Run(ctx context.Context, changes <-chan service.Changes, addresse
 			s.setAddresses(a)
 		case fn := <-l.Inspect:
 			s.inspect(fn)
+		case told := <-l.Repair:
+			s.full, s.repairs, s.notBefore = true, append(s.repairs, told), time.Now()
 		case <-period.C:
 			s.full = true
 		case <-due:
@@ -99,6 +104,7 @@ type loopState struct {
 	changed   map[service.Name]struct{} // since the last successful sync
 	notBefore time.Time
 	backoff   time.Duration
+	repairs   []func(error)                      // want to know how the next sync went
 	problems  map[service.Name][]service.Problem // those reported
 }
 
@@ -206,6 +212,10 @@ func (s *loopState) sync(ctx context.Context) {
 	if err == nil {
 		s.full = false
 	}
+	for _, told := range s.repairs {
+		told(err)
+	}
+	s.repairs = nil
 }
 
 // reportProblems logs what of a Service is not served, once for each.

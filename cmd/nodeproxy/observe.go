@@ -66,6 +66,11 @@ func (o *observer) collect(dp dataplane.Dataplane) error {
 	if c := modeCollector(dp, o.log); c != nil {
 		all = append(all, c)
 	}
+	if d, ok := inner(dp).(interface{ Drift() uint64 }); ok {
+		all = append(all, prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "nodeproxy_drift_repaired_total",
+			Help: "Differences between the kernel and what it should hold, made by others, that were repaired."},
+			func() float64 { return float64(d.Drift()) }))
+	}
 	for _, c := range all {
 		if err := o.metrics.Register(c); err != nil {
 			return fmt.Errorf("register metrics: %w", err)

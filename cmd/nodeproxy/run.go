@@ -17,6 +17,7 @@ import (
 	"github.com/nodeproxy/nodeproxy/dataplane"
 	"github.com/nodeproxy/nodeproxy/dataplane/ebpf"
 	"github.com/nodeproxy/nodeproxy/dataplane/iptables"
+	"github.com/nodeproxy/nodeproxy/dataplane/view"
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
@@ -137,8 +138,12 @@ func (a *agent) drive(ctx context.Context) error {
 	a.observer.watch(loop)
 	inspect := make(chan func(*service.Table))
 	loop.Inspect = inspect
+	repair := make(chan func(error))
+	loop.Repair = repair
 	socket := &admin.Server{Path: admin.Socket(a.opts.instance), Status: a.observer.status, Inspect: inspect,
-		Kernel: kernelOf(a.dataplane, func() (service.NodeFacts, bool) { return nodeFacts(ctx, inspect) })}
+		Kernel: kernelOf(a.dataplane, func() (service.NodeFacts, bool) { return nodeFacts(ctx, inspect) }),
+		Verify: func(ctx context.Context) ([]view.Difference, error) { return verify(ctx, a.dataplane) },
+		Repair: func(ctx context.Context) error { return askRepair(ctx, repair) }}
 	group.Go(func() error { return a.ask(ctx, socket) })
 	a.observer.serve(ctx, group)
 	group.Go(func() error { return a.observer.events.run(ctx) })

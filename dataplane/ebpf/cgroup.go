@@ -97,6 +97,9 @@ func detachCgroup(p pins) error {
 	return nil
 }
 
+// cgroupHooks name the links of the socket programs.
+var cgroupHooks = []string{"recvmsg4", "recvmsg6", "getpeername4", "getpeername6", "connect4", "connect6", "sendmsg4", "sendmsg6"}
+
 // attachCgroup attaches the socket programs below a cgroup, or gives the links
 // that are pinned the new programs.
 func attachCgroup(path string, objs *bpfObjects, p pins) error {

@@ -19,15 +19,16 @@ import (
 // Dataplane is the eBPF mode on one node. It belongs to the network namespace
 // of the thread that called [New].
 type Dataplane struct {
-	o    Options
-	objs *bpfObjects
-	maps writer
-	read func() (*contents, error)
-	ns   netns.NsHandle
-	stop context.CancelFunc
-	done sync.WaitGroup
-	lost chan struct{} // endpoints were taken away
-	live atomic.Uint64 // halves of flows, as of the collector's last pass
+	o     Options
+	objs  *bpfObjects
+	maps  writer
+	read  func() (*contents, error)
+	ns    netns.NsHandle
+	stop  context.CancelFunc
+	done  sync.WaitGroup
+	lost  chan struct{} // endpoints were taken away
+	live  atomic.Uint64 // halves of flows, as of the collector's last pass
+	drift atomic.Uint64 // differences repaired
 
 	close  sync.Once
 	closed error // what closing came to
@@ -36,6 +37,7 @@ type Dataplane struct {
 	planner    *planner
 	interfaces *interfaces
 	unsure     bool // the last Sync failed: the mirror may be wrong
+	synced     bool // some Sync did not fail: there is a mirror
 	waiting    bool // to attach, until the maps are filled: another layout's programs work meanwhile
 }
 
@@ -110,17 +112,7 @@ func (d *Dataplane) start(p pins) error {
 
 func (d *Dataplane) attach(p pins) error {
 	if !d.o.PacketsOnly {
-		path := d.o.CgroupPath
-		if path == "" {
-			var err error
-			if path, err = findCgroup(); err != nil {
-				return err
-			}
-		}
-		if err := attachCgroup(path, d.objs, p); err != nil {
-			return err
-		}
-		if err := selfTest(path, d.objs); err != nil {
+		if err := d.attachSockets(p); err != nil {
 			return err
 		}
 	} else if err := detachCgroup(p); err != nil {
@@ -133,6 +125,21 @@ func (d *Dataplane) attach(p pins) error {
 		d.o.Logger.Warn("interfaces", "error", err)
 	}
 	return nil
+}
+
+// attachSockets attaches the socket programs, and looks whether they see.
+func (d *Dataplane) attachSockets(p pins) error {
+	path := d.o.CgroupPath
+	if path == "" {
+		var err error
+		if path, err = findCgroup(); err != nil {
+			return err
+		}
+	}
+	if err := attachCgroup(path, d.objs, p); err != nil {
+		return err
+	}
+	return selfTest(path, d.objs)
 }
 
 // upgrade attaches the programs once their maps are filled, takes over the flows
@@ -154,7 +161,7 @@ func (d *Dataplane) upgrade(ctx context.Context, table *service.Table) error {
 		return err
 	}
 	d.waiting = false
-	writes, err := d.planFull(ctx, table) // without passing on what is not known
+	writes, _, err := d.planFull(ctx, table) // without passing on what is not known
 	if err != nil {
 		return err
 	}
@@ -259,9 +266,10 @@ func (d *Dataplane) Sync(ctx context.Context, table *service.Table, changed []se
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var writes []write
+	var drifted uint64
 	var err error
 	if changed == nil || d.unsure {
-		writes, err = d.planFull(ctx, table)
+		writes, drifted, err = d.planFull(ctx, table)
 	} else {
 		writes, err = d.planner.planChanged(table, changed)
 	}
@@ -275,7 +283,11 @@ func (d *Dataplane) Sync(ctx context.Context, table *service.Table, changed []se
 	if err != nil {
 		return fmt.Errorf("ebpf: sync: %w", err)
 	}
-	d.unsure = false
+	d.unsure, d.synced = false, true
+	if drifted > 0 {
+		d.drift.Add(drifted)
+		d.o.Logger.Warn("repaired what another program changed in maps or detached", "differences", drifted)
+	}
 	if losesEndpoints(writes) || changed == nil {
 		select {
 		case d.lost <- struct{}{}:
@@ -285,14 +297,18 @@ func (d *Dataplane) Sync(ctx context.Context, table *service.Table, changed []se
 	return nil
 }
 
-func (d *Dataplane) planFull(ctx context.Context, table *service.Table) ([]write, error) {
-	mirror, err := d.read()
+// planFull reads the kernel and plans the way from there. It also returns how
+// many differences somebody else had made.
+func (d *Dataplane) planFull(ctx context.Context, table *service.Table) ([]write, uint64, error) {
+	is, err := d.read()
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	d.planner.kernel = mirror
 	var writes []write
+	var drifted uint64
 	err = d.inNamespace(func() error {
+		drifted = d.noteDrift(is)
+		d.planner.kernel = is
 		if d.interfaces != nil {
 			d.interfaces.pods = table.Node.Pods
 			if err := d.interfaces.refresh(); err != nil {
@@ -302,7 +318,7 @@ func (d *Dataplane) planFull(ctx context.Context, table *service.Table) ([]write
 		writes, err = d.planner.planAll(ctx, table, primaryAddresses(), d.o.PassUnknown || d.waiting)
 		return err
 	})
-	return writes, err
+	return writes, drifted, err
 }
 
 // SetPassUnknown changes [Options.PassUnknown]. It takes effect with the next

@@ -21,6 +21,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/nodeproxy/nodeproxy/service"
 )
@@ -50,6 +51,7 @@ type Dataplane struct {
 	settings settings
 	families [2]*familyRules // nil where the node lacks the family
 	warned   map[service.Name]bool
+	repaired atomic.Uint64 // differences
 }
 
 // manyServices is the number of Services above which comments are put only on

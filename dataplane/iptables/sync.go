@@ -67,8 +67,9 @@ func (fam *familyRules) syncAll(ctx context.Context, d *Dataplane, f service.Fam
 		return err
 	}
 	if same {
+		d.repaired.Add(uint64(nat.size() + filter.size()))
 		d.opts.Log.Warn("repaired rules that another program changed", "backend", fam.kernel.String(),
-			"chains", len(nat.differ)+len(filter.differ), "jumps", len(nat.jumps)+len(filter.jumps))
+			"chains", nat.size()-len(nat.jumps)+filter.size()-len(filter.jumps), "jumps", len(nat.jumps)+len(filter.jumps))
 	}
 	fam.rules, fam.unsure = rules, false
 	return d.forgetUDP(ctx, f, &facts, before, after)
@@ -120,7 +121,7 @@ type tableDrift struct {
 	exists func(chain string) bool
 }
 
-func (d *tableDrift) none() bool { return len(d.differ)+len(d.stale)+len(d.jumps) == 0 }
+func (d *tableDrift) none() bool { return d.size() == 0 }
 
 // chains returns what has to be written, as in delta.
 func (d *tableDrift) chains(wanted map[string][]string) map[string][]string {

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nodeproxy/nodeproxy/admin"
+	"github.com/nodeproxy/nodeproxy/dataplane"
+	"github.com/nodeproxy/nodeproxy/dataplane/ebpf"
+	"github.com/nodeproxy/nodeproxy/dataplane/iptables"
+	"github.com/nodeproxy/nodeproxy/dataplane/view"
+)
+
+func newVerifyCommand() *cobra.Command {
+	var a asking
+	var repair bool
+	cmd := &cobra.Command{
+		Use:   "verify",
+		Short: "Compare what the kernel holds with what it should",
+		Long: `Compare what the kernel holds with what the agent last wrote there: rules and the jumps to
+them, or maps and attached programs. Each difference is printed; the exit status is 1 if
+there is any. The agent does the same each --sync-period and repairs what it finds; with
+--repair it does so at once, and the exit status is that of a second look.`,
+		Example: "  nodeproxy verify\n  nodeproxy verify --repair\n  nodeproxy verify -o json",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			found, err := a.verify(cmd.Context())
+			if err != nil {
+				return err
+			}
+			err = a.print(cmd.OutOrStdout(), found, func(w io.Writer) { printDifferences(w, found) })
+			if err != nil || len(found) == 0 {
+				return err
+			}
+			if !repair {
+				return fmt.Errorf("%d differences; nodeproxy verify --repair removes them at once", len(found))
+			}
+			if err := admin.Post(cmd.Context(), admin.Socket(a.instance), "/v1/repair"); err != nil {
+				return fmt.Errorf("repair: %w", err)
+			}
+			left, err := a.verify(cmd.Context())
+			if err == nil && len(left) > 0 {
+				err = fmt.Errorf("%d differences are still there after the repair; the first is %s", len(left), left[0])
+			}
+			if err == nil {
+				fmt.Fprintf(cmd.ErrOrStderr(), "repaired %d differences\n", len(found))
+			}
+			return err
+		},
+	}
+	a.register(cmd)
+	cmd.Flags().BoolVar(&repair, "repair", false, "make the agent repair at once what is found")
+	return cmd
+}
+
+func (a *asking) verify(ctx context.Context) ([]view.Difference, error) {
+	found := []view.Difference{}
+	err := admin.Get(ctx, admin.Socket(a.instance), "/v1/verify", nil, &found)
+	if errors.Is(err, admin.ErrNoAgent) {
+		err = fmt.Errorf("%w: without one nobody knows what the kernel should hold", err)
+	}
+	return found, err
+}
+
+func printDifferences(w io.Writer, found []view.Difference) {
+	if len(found) == 0 {
+		fmt.Fprintln(w, "the kernel holds what it should")
+	}
+	for _, d := range found {
+		fmt.Fprintln(w, d)
+	}
+}
+
+// verify compares a mode with its kernel, on the goroutine that syncs it.
+func verify(ctx context.Context, dp dataplane.Dataplane) ([]view.Difference, error) {
+	switch d := inner(dp).(type) {
+	case *ebpf.Dataplane:
+		return d.Verify()
+	case *iptables.Dataplane:
+		return d.Verify(ctx)
+	}
+	return nil, errors.New("this mode can not be compared with the kernel")
+}
+
+// askRepair has the loop make a full sync.
+func askRepair(ctx context.Context, repair chan<- func(error)) error {
+	done := make(chan error, 1)
+	select {
+	case repair <- func(err error) { done <- err }:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
