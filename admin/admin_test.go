@@ -95,6 +95,7 @@ func (kernel) Services(context.Context) ([]view.Frontend, error) {
 	return []view.Frontend{{Pod: "reject"}}, nil
 }
 func (kernel) Backends(context.Context) ([]view.Backend, error) { return nil, nil }
+func (kernel) Counts(context.Context) ([]view.Count, error)     { return nil, nil }
 func (kernel) Flows(context.Context) ([]view.Flow, error)       { return nil, errors.New("broken") }
 func (kernel) Affinities(context.Context) ([]view.Affinity, error) {
 	return nil, nil

@@ -41,6 +41,7 @@ type Kernel interface {
 	Backends(context.Context) ([]view.Backend, error)
 	Flows(context.Context) ([]view.Flow, error)
 	Affinities(context.Context) ([]view.Affinity, error)
+	Counts(context.Context) ([]view.Count, error)
 }
 
 // Paths of what a Kernel shows.
@@ -49,6 +50,7 @@ const (
 	PathBackends   = "/v1/backends"
 	PathFlows      = "/v1/flows"
 	PathAffinities = "/v1/affinity"
+	PathCounts     = "/v1/counts"
 )
 
 // errNothing is told to who asks before there is an answer.
@@ -95,6 +97,7 @@ func (s *Server) handler() http.Handler {
 		show(mux, PathBackends, k.Backends)
 		show(mux, PathFlows, k.Flows)
 		show(mux, PathAffinities, k.Affinities)
+		show(mux, PathCounts, k.Counts)
 	}
 	mux.HandleFunc("GET /v1/verify", func(w http.ResponseWriter, r *http.Request) {
 		differences, verifyErr := []view.Difference{}, error(nil)

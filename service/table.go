@@ -3,6 +3,7 @@ package service
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -115,6 +116,13 @@ func (n PortName) String() string {
 		return n.Name.String()
 	}
 	return n.Name.String() + ":" + n.Port
+}
+
+// ParsePortName is the inverse of [PortName.String].
+func ParsePortName(text string, p Protocol) PortName {
+	name, port, _ := strings.Cut(text, ":")
+	namespace, name, _ := strings.Cut(name, "/")
+	return PortName{Name: Name{Namespace: namespace, Name: name}, Port: port, Protocol: p}
 }
 
 // Backend is an endpoint that new flows are led to.

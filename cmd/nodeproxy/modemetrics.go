@@ -9,12 +9,16 @@ import (
 	"github.com/nodeproxy/nodeproxy/dataplane/ebpf"
 )
 
-// modeCollector returns what a mode counts in the kernel, or nil.
-func modeCollector(dp dataplane.Dataplane, log *slog.Logger) prometheus.Collector {
+// modeCollectors return what a mode counts in the kernel.
+func modeCollectors(dp dataplane.Dataplane, perBackend bool, log *slog.Logger) []prometheus.Collector {
+	var all []prometheus.Collector
 	if d, ok := inner(dp).(*ebpf.Dataplane); ok {
-		return &ebpfCollector{d, log}
+		all = append(all, &ebpfCollector{d, log})
 	}
-	return nil
+	if d, ok := inner(dp).(counter); ok {
+		all = append(all, &trafficCollector{d, perBackend, log})
+	}
+	return all
 }
 
 // inner is the mode itself, without what is wrapped around it.
@@ -41,8 +45,6 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 var (
 	descPackets = desc("packets_total", "Packets and socket calls by what became of them, and why.", "reason")
 	descBytes   = desc("bytes_total", "Bytes of the packets in nodeproxy_packets_total, from the IP header on.", "reason")
-	descFlows   = desc("service_flows_total", "Flows begun, by port of a Service and by whether they got a backend.",
-		"namespace", "service", "port", "protocol", "ip_family", "outcome")
 	descEntries = desc("map_entries", "Entries of a BPF map.", "map")
 	descLimit   = desc("map_entries_limit", "Entries that a BPF map has room for.", "map")
 	descMemory  = desc("map_memory_bytes", "Memory that a BPF map takes.", "map")
@@ -50,7 +52,7 @@ var (
 
 // Describe implements [prometheus.Collector].
 func (c *ebpfCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descPackets, descBytes, descFlows, descEntries, descLimit, descMemory} {
+	for _, d := range []*prometheus.Desc{descPackets, descBytes, descEntries, descLimit, descMemory} {
 		ch <- d
 	}
 }
@@ -70,15 +72,6 @@ func (c *ebpfCollector) Collect(ch chan<- prometheus.Metric) {
 	for _, m := range reasons {
 		counter(descPackets, m.Packets, m.Reason)
 		counter(descBytes, m.Bytes, m.Reason)
-	}
-	services, err := c.dp.ServiceMetrics()
-	if err != nil {
-		c.log.Warn("metrics by Service are left out", "error", err)
-	}
-	for _, m := range services {
-		labels := []string{m.Name.Namespace, m.Name.Name.Name, m.Name.Port, m.Name.Protocol.String(), m.Family.String()}
-		counter(descFlows, m.Translated, append(labels, "translated")...)
-		counter(descFlows, m.Refused, append(labels, "refused")...)
 	}
 	uses, err := c.dp.MapUses()
 	if err != nil {

@@ -63,9 +63,7 @@ func newObserver(opts *runOptions, mode, nodeName string, client kubernetes.Inte
 // collect adds what the kernel counts to the metrics.
 func (o *observer) collect(dp dataplane.Dataplane) error {
 	all := []prometheus.Collector{metrics.Conntrack{Dir: conntrackSysctls}}
-	if c := modeCollector(dp, o.log); c != nil {
-		all = append(all, c)
-	}
+	all = append(all, modeCollectors(dp, o.opts.perBackend, o.log)...)
 	if d, ok := inner(dp).(interface{ Drift() uint64 }); ok {
 		all = append(all, prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "nodeproxy_drift_repaired_total",
 			Help: "Differences between the kernel and what it should hold, made by others, that were repaired."},

@@ -41,6 +41,7 @@ type runOptions struct {
 	drainPoll                    time.Duration
 	terminate                    string
 	removeKubeProxy              bool
+	perBackend                   bool
 	logFormat                    string
 	verbosity                    int
 }
@@ -68,6 +69,7 @@ func (o *runOptions) register(f *pflag.FlagSet) {
 	f.StringSliceVar(&o.externalIPCIDRs, "external-ip-cidrs", nil, "ranges outside of which no externalIP of a Service is honoured (default: none is refused for that)")
 	f.DurationVar(&o.minSyncPeriod, "min-sync-period", time.Second, "least time between two changes of the kernel")
 	f.DurationVar(&o.syncPeriod, "sync-period", 30*time.Second, "how often the kernel is compared with what it should hold")
+	f.BoolVar(&o.perBackend, "metrics-per-backend", false, "count connections, packets and bytes in /metrics for each backend too, not only for each Service: six series each")
 	f.BoolVar(&o.pingServiceIPs, "ping-service-ips", false, "answer pings of ClusterIPs, external and load-balancer addresses instead of refusing them")
 	f.BoolVar(&o.masqueradeAll, "masquerade-all", false, "masquerade all traffic to ClusterIPs")
 	f.IntVar(&o.masqueradeBit, "iptables-masquerade-bit", iptables.DefaultMasqueradeBit, "bit of the packet mark that asks for masquerade, 0 to 31")

@@ -180,14 +180,23 @@ func (a *agent) ask(ctx context.Context, socket *admin.Server) error {
 func kernelOf(dp dataplane.Dataplane, node func() (service.NodeFacts, bool)) admin.Kernel {
 	switch d := inner(dp).(type) {
 	case *ebpf.Dataplane:
-		return d.Reader()
+		return agentKernel{d.Reader(), d}
 	case *iptables.Dataplane:
 		r := d.Reader()
 		r.Node = node
-		return r
+		return agentKernel{r, d}
 	}
 	return nil
 }
+
+// agentKernel counts as the agent does: it remembers what went before.
+type agentKernel struct {
+	admin.Kernel
+	counter counter
+}
+
+// Counts implements [admin.Kernel].
+func (k agentKernel) Counts(ctx context.Context) ([]view.Count, error) { return k.counter.Counts(ctx) }
 
 // nodeFacts asks the loop for the facts of the node.
 func nodeFacts(ctx context.Context, inspect chan<- func(*service.Table)) (facts service.NodeFacts, ok bool) {

@@ -30,6 +30,9 @@ type Dataplane struct {
 	live  atomic.Uint64 // halves of flows, as of the collector's last pass
 	drift atomic.Uint64 // differences repaired
 
+	settling sync.Mutex // of what follows
+	settled  time.Time  // when flows were last taken into the counters for Counts
+
 	close  sync.Once
 	closed error // what closing came to
 
@@ -247,10 +250,16 @@ func (d *Dataplane) collect(ctx context.Context) {
 	c := &collector{objs: d.objs, t: d.o.Timeouts, entries: uint64(d.objs.Flows.MaxEntries()), drain: d.o.Drain}
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
+	prune := time.NewTicker(pruneEvery)
+	defer prune.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-prune.C:
+			if err := d.pruneCounts(); err != nil {
+				d.o.Logger.Warn("counters of backends", "error", err)
+			}
 		case now := <-tick.C:
 			if err := c.tick(now); err != nil {
 				d.o.Logger.Warn("flows", "error", err)

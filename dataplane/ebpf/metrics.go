@@ -3,8 +3,6 @@ package ebpf
 import (
 	"fmt"
 	"strings"
-
-	"github.com/nodeproxy/nodeproxy/service"
 )
 
 // Metric counts packets that met one reason, or socket calls.
@@ -41,33 +39,6 @@ func (d *Dataplane) Metrics() ([]Metric, error) {
 		for _, m := range perCPU {
 			out[i].Packets += m.Packets
 			out[i].Bytes += m.Bytes
-		}
-	}
-	return out, nil
-}
-
-// ServiceMetric counts the flows of one port of a Service in one family.
-type ServiceMetric struct {
-	Name       service.PortName
-	Family     service.Family
-	Translated uint64 // flows and socket calls that got a backend
-	Refused    uint64 // that were rejected or dropped
-}
-
-// ServiceMetrics returns the counts of every Service of the last Sync, in no
-// order. Safe for concurrent use.
-func (d *Dataplane) ServiceMetrics() ([]ServiceMetric, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	counts := map[uint32]bpfServiceStats{}
-	if err := readArray(d.objs.ServiceCounts, counts); err != nil {
-		return nil, err
-	}
-	var out []ServiceMetric
-	for _, plans := range d.planner.plans {
-		for _, p := range plans {
-			c := counts[p.id]
-			out = append(out, ServiceMetric{p.name, p.family, c.Translated, c.Refused})
 		}
 	}
 	return out, nil

@@ -52,6 +52,7 @@ type Dataplane struct {
 	families [2]*familyRules // nil where the node lacks the family
 	warned   map[service.Name]bool
 	repaired atomic.Uint64 // differences
+	counts   *counts
 }
 
 // manyServices is the number of Services above which comments are put only on
@@ -66,7 +67,7 @@ func New(ctx context.Context, opts Options) (*Dataplane, error) {
 	if opts.MasqueradeBit < 0 || opts.MasqueradeBit > 31 {
 		return nil, fmt.Errorf("masquerade bit %d: use 0 to 31", opts.MasqueradeBit)
 	}
-	d := &Dataplane{opts: opts, backend: opts.Backend, warned: map[service.Name]bool{}}
+	d := &Dataplane{opts: opts, backend: opts.Backend, warned: map[service.Name]bool{}, counts: newCounts()}
 	if d.opts.Log == nil {
 		d.opts.Log = slog.New(slog.DiscardHandler)
 	}
