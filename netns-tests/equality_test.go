@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/nodeproxy/nodeproxy/dataplane"
 	"github.com/nodeproxy/nodeproxy/internal/synth"
@@ -197,7 +196,11 @@ func (e *equality) check(from string, p service.Packet, want *service.Outcome) e
 	}
 	e.seen[want.Route.Action.String()]++
 	if want.Route.Action != service.Translate {
-		got, err := e.dial(from, p, 250*time.Millisecond)
+		limit := silence
+		if want.Route.Action == service.Reject {
+			limit = answerTimeout
+		}
+		got, err := e.dial(from, p, limit)
 		if from == "node" && p.Protocol == service.UDP && errors.Is(err, syscall.EPERM) {
 			return nil // what the node's own filter does to its own datagrams
 		}
@@ -212,7 +215,7 @@ func (e *equality) check(from string, p service.Packet, want *service.Outcome) e
 		if tries > 25*service.Shares(want.Backends) {
 			return fmt.Errorf("after %d tries %v were not reached", tries, left)
 		}
-		got, err := e.dial(from, p, 400*time.Millisecond)
+		got, err := e.dial(from, p, answerTimeout)
 		if err != nil {
 			return fmt.Errorf("want one of %v: %w", want.Backends, err)
 		}
