@@ -3,22 +3,6 @@
 #ifndef NODEPROXY_BEGIN_H
 #define NODEPROXY_BEGIN_H
 
-/* Rereads the frontend that the packet asked for. */
-static __always_inline bool read_frontend(struct work *w)
-{
-	struct frontend *fe;
-
-	w->key.addr = w->p.t.dst;
-	w->key.port = w->p.t.dport;
-	w->key.proto = w->p.t.proto;
-	w->key.pad = 0;
-	fe = find_frontend(&w->key, false);
-	if (!fe)
-		return false;
-	w->fe = *fe;
-	return true;
-}
-
 /* The packet that a socket would wait for, as lookups of sockets take it. */
 static __always_inline __u32 ask_socket(struct work *w, const struct addr *src, __u16 sport,
 					const struct addr *dst, __u16 dport)
@@ -223,7 +207,7 @@ static __always_inline int begin(struct __sk_buff *skb, struct work *w)
 	source = source_of(&w->p.t.src, w->egress ? 0 : skb->ifindex);
 	if (source == FROM_NODE && !w->egress)
 		return NEXT; /* a forged source: the stack knows what to do */
-	route = w->fe.route[source == FROM_POD ? 0 : source == FROM_NODE ? 1 : 2];
+	route = route_of(&w->fe, source);
 	switch (route & ROUTE_ACTION) {
 	case ROUTE_TRANSLATE:
 		return translate(skb, w, route);

@@ -6,49 +6,6 @@
 /* A half's last-seen is written, and its peer looked at, at most this often. */
 #define TOUCH_INTERVAL 1000000000ULL
 
-/* What an error quotes. */
-struct quote {
-	struct tuple t;
-	__u32 l3, l4; /* offsets */
-	__u16 check;  /* of UDP */
-};
-
-/*
- * What one packet needs besides its bytes. Too large for the stack, so it is
- * one element per CPU: programs at tc run with bottom halves off, and never
- * inside each other.
- */
-struct work {
-	struct packet p;
-	struct tuple to;   /* what the packet becomes */
-	struct tuple peer; /* key of the other half */
-	struct flow flow;  /* a half about to be inserted */
-	struct frontend_key key;
-	struct frontend fe;
-	struct backend be;
-	struct bpf_fib_lookup fib;
-	struct bpf_sock_tuple sock;
-	struct fragment_key fragment;
-	struct quote quote; /* in the ICMP error at hand */
-	struct tuple inner; /* what it becomes */
-	__u32 quoted[32];   /* by an ICMP error that is made here */
-	bool egress;        /* at egress, where only what this host sends is looked at */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(key_size, 4);
-	__uint(value_size, sizeof(struct work)); /* no type: Go has no use for it */
-	__uint(max_entries, 1);
-} scratch SEC(".maps");
-
-static __always_inline struct work *get_work(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&scratch, &zero);
-}
-
 /* Fills in w->peer and w->flow with the other half of f, whose key is key. */
 static __always_inline void other_half(struct work *w, const struct tuple *key,
 				       const struct flow *f)
@@ -104,22 +61,9 @@ static __always_inline bool check_peer(struct work *w, const struct flow *f, __u
 	return true;
 }
 
-/* Whether the backend of a flow still serves; asks members only after a change. */
-static __always_inline bool still_serves(struct flow *f)
-{
-	__u32 epoch = service_epoch(f->service);
-
-	if (f->epoch == epoch)
-		return true;
-	if (!(member_flags(f->service, &f->to.dst, f->to.dport) & MEMBER_SERVING))
-		return false;
-	f->epoch = epoch;
-	return true;
-}
-
 /* A SYN on a known flow: is it a retransmission, or a new connection that
  * reuses the port? */
-static __always_inline bool syn_continues(struct work *w, struct flow *f)
+static __always_inline bool syn_continues(struct work *w, struct flow *f, __u32 ifindex)
 {
 	struct flow *peer;
 	__u8 both, either;
@@ -130,14 +74,14 @@ static __always_inline bool syn_continues(struct work *w, struct flow *f)
 	both = f->tcp & (peer ? peer->tcp : 0);
 	if (either & TCP_SEEN_RST || both & TCP_SEEN_FIN)
 		return false;
-	return still_serves(f);
+	return still_leads(w, f, ifindex);
 }
 
 /*
- * Notes the packet on its flow. False: the flow is over and was deleted, and
- * the packet begins a new one.
+ * Notes the packet, which came in by ifindex or was sent here (0), on its flow. False: the flow is
+ * over and was deleted, and the packet begins a new one.
  */
-static __always_inline bool keep_flow(struct work *w, struct flow *f)
+static __always_inline bool keep_flow(struct work *w, struct flow *f, __u32 ifindex)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
 	struct packet *p = &w->p;
@@ -146,9 +90,9 @@ static __always_inline bool keep_flow(struct work *w, struct flow *f)
 
 	if (!(f->flags & FLOW_REPLY)) {
 		if (p->t.proto == IPPROTO_UDP)
-			alive = still_serves(f);
+			alive = still_leads(w, f, ifindex);
 		else if ((flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
-			alive = syn_continues(w, f);
+			alive = syn_continues(w, f, ifindex);
 	}
 	if (flags & (TCP_FIN | TCP_RST))
 		f->tcp |=

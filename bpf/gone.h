@@ -1,15 +1,24 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Connected sockets whose translation leads to a backend that does not serve. */
+/* Connected sockets whose translation leads where it may not lead any more. */
 #ifndef NODEPROXY_GONE_H
 #define NODEPROXY_GONE_H
 
 /* Of the kernel's own types only what is read here; offsets are found at load. */
+struct net {
+	__u64 net_cookie;
+} __attribute__((preserve_access_index));
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
 struct sock_common {
 	__u32 skc_daddr;
 	__u32 skc_rcv_saddr;
 	__u16 skc_dport;
 	__u16 skc_num;
 	struct in6_addr skc_v6_rcv_saddr;
+	possible_net_t skc_net;
 } __attribute__((preserve_access_index));
 
 struct sock {
@@ -34,14 +43,31 @@ struct bpf_iter__udp {
 	struct udp_sock *udp_sk;
 } __attribute__((preserve_access_index));
 
-/* Writes a struct gone if the socket's own backend is gone. A socket that is
- * not connected needs nothing: its next message finds another backend. */
+/* Whether a socket that is connected with a serving member would be led elsewhere
+ * if it connected now. */
+static __always_inline bool is_rerouted(const struct call *c, const struct translation *t,
+					__u32 member)
+{
+	struct frontend_key key = {.addr = c->addr, .port = c->port, .proto = c->proto};
+	bool loopback = c->host && is_loopback(&c->addr);
+	struct frontend *fe = find_frontend(&key, loopback);
+	struct addr client;
+	__u8 route;
+
+	return !fe || fe->service != t->service ||
+	       !socket_route(c, fe, loopback, &client, &route) || !route_keeps(route, member);
+}
+
+/* Writes a struct gone if the socket's own backend is gone, or, for UDP, if a
+ * policy does not lead there any more. A socket that is not connected needs
+ * nothing: its next message finds another backend. */
 static __always_inline void write_if_gone(struct seq_file *seq, struct sock *sk)
 {
 	struct socket *s = bpf_sk_storage_get(&sockets, sk, 0, 0);
 	struct translation *t;
 	struct gone out = {};
-	__u32 i;
+	struct call c = {};
+	__u32 i, member;
 
 	if (!s)
 		return;
@@ -52,18 +78,25 @@ static __always_inline void write_if_gone(struct seq_file *seq, struct sock *sk)
 	/* It may have been connected elsewhere since, without being translated. */
 	if (sk->__sk_common.skc_dport != t->backend_port)
 		return;
-	if (t->epoch == service_epoch(t->service) ||
-	    member_flags(t->service, &t->backend, t->backend_port) & MEMBER_SERVING)
+	if (t->epoch == service_epoch(t->service))
+		return;
+	if (is_v4(&t->backend))
+		map_v4(&out.src, sk->__sk_common.skc_rcv_saddr);
+	else
+		bpf_probe_read_kernel(&out.src, sizeof(out.src), &sk->__sk_common.skc_v6_rcv_saddr);
+	c.addr = t->asked;
+	c.port = t->asked_port;
+	c.source = out.src;
+	c.proto = sk->sk_protocol;
+	c.host = sk->__sk_common.skc_net.net->net_cookie == host_netns;
+	member = member_flags(t->service, &t->backend, t->backend_port);
+	if (member & MEMBER_SERVING && (c.proto != IPPROTO_UDP || !is_rerouted(&c, t, member)))
 		return;
 	out.dst = t->backend;
 	out.dport = t->backend_port;
 	out.sport = bpf_htons(sk->__sk_common.skc_num);
-	out.proto = sk->sk_protocol;
+	out.proto = c.proto;
 	out.cookie = bpf_get_socket_cookie(sk);
-	if (is_v4(&out.dst))
-		map_v4(&out.src, sk->__sk_common.skc_rcv_saddr);
-	else
-		bpf_probe_read_kernel(&out.src, sizeof(out.src), &sk->__sk_common.skc_v6_rcv_saddr);
 	bpf_seq_write(seq, &out, sizeof(out));
 }
 

@@ -118,6 +118,14 @@ static __always_inline enum source source_of(const struct addr *src, __u32 ifind
 	return FROM_OUTSIDE;
 }
 
+/* The frontend's route for a class of source; the verifier sees that it is one. */
+static __always_inline __u8 route_of(const struct frontend *fe, enum source source)
+{
+	return fe->route[source == FROM_POD    ? FROM_POD
+			 : source == FROM_NODE ? FROM_NODE
+					       : FROM_OUTSIDE];
+}
+
 /* Whether loadBalancerSourceRanges let src in. */
 static __always_inline bool in_ranges(const struct frontend *fe, const struct addr *src)
 {

@@ -26,6 +26,8 @@
 #include "count.h"
 #include "packet.h"
 #include "lookup.h"
+#include "work.h"
+#include "keep.h"
 #include "flow.h"
 #include "nat.h"
 #include "icmp.h"
@@ -54,7 +56,7 @@ static __noinline int handle(struct __sk_buff *skb, __u32 l3, bool egress)
 	f = bpf_map_lookup_elem(&flows, &w->p.t);
 	if (f && f->flags & FLOW_FOREIGN)
 		return NEXT;
-	if (f && keep_flow(w, f)) {
+	if (f && keep_flow(w, f, egress ? 0 : skb->ifindex)) {
 		f->packets++;
 		f->bytes += w->p.total;
 		w->to = f->to;

@@ -53,7 +53,8 @@ static __always_inline void write_call6(struct bpf_sock_addr *ctx, const struct 
 }
 
 /* What the socket was last told about this destination, if it still holds. */
-static __always_inline struct translation *known(struct socket *s, const struct call *c)
+static __always_inline struct translation *known(struct socket *s, const struct call *c,
+						 const struct frontend *fe, __u8 route)
 {
 	for (int i = 0; i < SOCKET_TRANSLATIONS; i++) {
 		struct translation *t = &s->last[i];
@@ -63,7 +64,8 @@ static __always_inline struct translation *known(struct socket *s, const struct 
 			continue;
 		epoch = service_epoch(t->service);
 		if (t->epoch != epoch &&
-		    !(member_flags(t->service, &t->backend, t->backend_port) & MEMBER_SERVING))
+		    (t->service != fe->service ||
+		     !route_keeps(route, member_flags(t->service, &t->backend, t->backend_port))))
 			return NULL;
 		t->epoch = epoch;
 		return t;
@@ -191,7 +193,7 @@ static __noinline int decide(struct bpf_sock_addr *ctx, struct call *c, struct b
 	s = bpf_sk_storage_get(&sockets, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!s)
 		return VERDICT_ASIDE; /* without it the reply could not be told apart */
-	t = connect ? NULL : known(s, c);
+	t = connect ? NULL : known(s, c, &fe, route);
 	if (t) {
 		be->addr = t->backend;
 		be->port = t->backend_port;

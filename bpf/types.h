@@ -102,9 +102,10 @@ enum member {
 	MEMBER_CLUSTER = 1, /* in the cluster's list */
 	MEMBER_LOCAL = 2,   /* in the local list */
 	MEMBER_SERVING = 4, /* its established flows are left alone */
+	MEMBER_HERE = 8,    /* it serves, and runs on this node */
 };
 
-/* The epoch changes whenever the members of a service do. */
+/* The epoch changes whenever the members of a service do, or who is led to them. */
 struct service {
 	__u32 epoch; /* host */
 };

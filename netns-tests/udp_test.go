@@ -6,6 +6,9 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
 	"github.com/nodeproxy/nodeproxy/lab"
 	"github.com/nodeproxy/nodeproxy/lab/manifest"
 )
@@ -66,19 +69,73 @@ func TestP1P9UDPFollows(t *testing.T) {
 	})
 }
 
+// TestP9UDPFollowsPolicies sends from fixed source ports while the policies of a
+// Service change: established flows follow these too, as kube-proxy's do not.
+func TestP9UDPFollowsPolicies(t *testing.T) {
+	eachColumn(t, func(t *testing.T, c column) {
+		l := c.up(t, false)
+		s := find("single")
+		apply(t, l, s, find("remote"), find("web"))
+		startAgents(t, l)
+		others := hold(t, l, 10, "client", "remote node-a", "web external")
+		others = append(others, hold(t, l, 10, "pod-a2", "remote cluster", "web cluster")...)
+		group := func(first uint16, routes ...[2]string) *followers {
+			return &followers{senders: startSenders(t, l, s, first, routes), others: others}
+		}
+		rest := group(41000, [2]string{"pod-a2", "cluster"}, [2]string{"client", "node-a"}, [2]string{"client", "external"})
+		elsewhere := group(41100, [2]string{"pod-b2", "cluster"})
+		entry := group(41200, [2]string{"client", "node-b"})
+		balancer := group(41300, [2]string{"client", "balancer"})
+		all := []*followers{rest, elsewhere, entry, balancer}
+		for _, step := range []struct {
+			name  string
+			edit  func(*corev1.Service, []*discoveryv1.EndpointSlice)
+			ended *followers
+		}{
+			{"at first", nil, nil},
+			{"internal policy Local, seen from elsewhere", internalLocal, elsewhere},
+			{"internal policy Cluster again", nil, nil},
+			{"external policy Local, by a node without endpoints", externalLocal, entry},
+			{"external policy Cluster again", nil, nil},
+			{"source ranges without the client", ranges("203.0.113.0/24", "2001:db8::/32"), balancer},
+			{"without source ranges", nil, nil},
+		} {
+			s.edit = step.edit
+			apply(t, l, s)
+			if step.ended != nil {
+				step.ended.expect(t, step.name, "")
+			}
+			for _, f := range all {
+				if f != step.ended {
+					f.expect(t, step.name+", the others", "pod-a1")
+				}
+			}
+		}
+		for _, f := range all {
+			f.checkMedian(t)
+		}
+	})
+}
+
 // startFixedSenders sends to every kind of address of a Service, from
 // everywhere, in both families.
 func startFixedSenders(t *testing.T, l *lab.Lab, s svc) map[string]*fixedSender {
 	t.Helper()
-	senders := map[string]*fixedSender{}
-	for i, route := range [][2]string{
+	return startSenders(t, l, s, 41000, [][2]string{
 		{"pod-a2", "cluster"}, {"node-a", "cluster"}, {"client", "node-a"}, {"client", "node-b"},
 		{"client", "external"}, {"client", "balancer"}, {"pod-b2", "node-a"},
-	} {
+	})
+}
+
+// startSenders sends from a place to an address of a Service, in both families.
+func startSenders(t *testing.T, l *lab.Lab, s svc, port uint16, routes [][2]string) map[string]*fixedSender {
+	t.Helper()
+	senders := map[string]*fixedSender{}
+	for i, route := range routes {
 		for _, v6 := range []bool{false, true} {
 			to := s.addr(route[1], 80, v6)
 			name := fmt.Sprintf("%s -> %s", route[0], to)
-			senders[name] = startFixedSender(t, l, route[0], to, uint16(41000+2*i))
+			senders[name] = startFixedSender(t, l, route[0], to, port+2*uint16(i))
 		}
 	}
 	return senders

@@ -71,6 +71,9 @@ func resolvePort(cfg *Config, svc *Service, port Port, family Family, clusterIP 
 	for _, c := range all {
 		if c.serving {
 			sp.Serving = append(sp.Serving, c.addr)
+			if c.local {
+				sp.ServingLocal = append(sp.ServingLocal, c.addr)
+			}
 		}
 	}
 	return sp

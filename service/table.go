@@ -95,6 +95,8 @@ type ServicePort struct {
 	// Serving are the endpoints whose established flows are left alone, sorted:
 	// every serving one on any node, whatever the policies and hints say.
 	Serving []netip.AddrPort
+	// ServingLocal are those of Serving that run on this node, sorted.
+	ServingLocal []netip.AddrPort
 	// AffinityTimeout is that of ClientIP session affinity; 0 means none. The
 	// key is the client's address; all frontends of a ServicePort share it.
 	AffinityTimeout time.Duration

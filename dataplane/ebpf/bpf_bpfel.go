@@ -202,6 +202,7 @@ const (
 	bpfMemberMEMBER_CLUSTER bpfMember = 1
 	bpfMemberMEMBER_LOCAL   bpfMember = 2
 	bpfMemberMEMBER_SERVING bpfMember = 4
+	bpfMemberMEMBER_HERE    bpfMember = 8
 )
 
 type bpfMemberKey struct {

@@ -70,10 +70,16 @@ func planPort(sp *service.ServicePort, id uint32, kernel *contents, next uint32)
 		p.backends = append(p.backends, slots...)
 		for _, b := range backends {
 			p.members[memberKey(id, b.AddrPort)] |= 1 << list // MEMBER_CLUSTER, MEMBER_LOCAL
+			if b.Local {
+				p.members[memberKey(id, b.AddrPort)] |= uint32(bpfMemberMEMBER_HERE)
+			}
 		}
 	}
 	for _, e := range sp.Serving {
 		p.members[memberKey(id, e)] |= uint32(bpfMemberMEMBER_SERVING)
+	}
+	for _, e := range sp.ServingLocal {
+		p.members[memberKey(id, e)] |= uint32(bpfMemberMEMBER_HERE)
 	}
 	// A chosen endpoint serves, whatever the list of serving ones says.
 	for k, flags := range p.members {

@@ -297,7 +297,7 @@ func (d *Dataplane) Sync(ctx context.Context, table *service.Table, changed []se
 		d.drift.Add(drifted)
 		d.o.Logger.Warn("repaired what another program changed in maps or detached", "differences", drifted)
 	}
-	if losesEndpoints(writes) || changed == nil {
+	if losesEndpoints(writes) || d.planner.rerouted || changed == nil {
 		select {
 		case d.lost <- struct{}{}:
 		default: // it is about to look anyway

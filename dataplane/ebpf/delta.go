@@ -57,8 +57,11 @@ type planner struct {
 	// newest is, by id, the highest generation that was ever written; ids of the
 	// kernel that no plan has claimed yet are in it too.
 	newest map[uint32]uint32
-	nextID uint32
-	maxID  uint32 // exclusive
+	// rerouted tells that a frontend of the last plan is gone, or leads some
+	// source elsewhere than it did.
+	rerouted bool
+	nextID   uint32
+	maxID    uint32 // exclusive
 }
 
 // portUse is a port number with one bit of the ports map.
@@ -265,7 +268,7 @@ func (p *planner) planAll(ctx context.Context, table *service.Table, primary [2]
 //  6. epochs come last, since they make flows look at members again.
 func (p *planner) order(s *scope) []write {
 	var w []write
-	members := p.touchedMembers(s)
+	touched := p.touchedIDs(s)
 	w = appendPuts(w, mapBackends, s.want.backends, p.kernel.backends, compareBackends)
 	w = appendPuts(w, mapMembers, s.want.members, p.kernel.members, compareMembers)
 	w = appendPuts(w, mapRanges, s.want.ranges, p.kernel.ranges, compareRanges)
@@ -281,14 +284,15 @@ func (p *planner) order(s *scope) []write {
 	w = appendDeletes(w, mapMembers, s.old.members, s.want.members, p.kernel.members, compareMembers)
 	w = appendDeletes(w, mapRanges, s.old.ranges, s.want.ranges, p.kernel.ranges, compareRanges)
 	w = appendDeletes(w, mapNames, s.old.names, s.want.names, p.kernel.names, cmp.Compare)
-	for _, id := range slices.Sorted(maps.Keys(members)) {
+	for _, id := range slices.Sorted(maps.Keys(touched)) {
 		w = append(w, write{mapServices, id, bpfService{Epoch: p.kernel.services[id].Epoch + 1}})
 	}
 	return w
 }
 
-// touchedMembers returns the ids whose members differ from the kernel's.
-func (p *planner) touchedMembers(s *scope) map[uint32]struct{} {
+// touchedIDs returns the ids whose members, or who is led to them, differ from
+// the kernel's: their flows have to be looked at again.
+func (p *planner) touchedIDs(s *scope) map[uint32]struct{} {
 	ids := map[uint32]struct{}{}
 	for k, v := range s.want.members {
 		if got, ok := p.kernel.members[k]; !ok || got != v {
@@ -298,6 +302,26 @@ func (p *planner) touchedMembers(s *scope) map[uint32]struct{} {
 	for k := range s.old.members {
 		if _, ok := s.want.members[k]; !ok {
 			ids[k.Service] = struct{}{}
+		}
+	}
+	p.rerouted = false
+	reroute := func(id uint32) {
+		ids[id] = struct{}{}
+		p.rerouted = true
+	}
+	for k, v := range s.old.frontends {
+		if got, ok := s.want.frontends[k]; !ok || got.Service != v.Service || got.Route != v.Route || got.Flags != v.Flags {
+			reroute(v.Service)
+		}
+	}
+	for k := range s.want.ranges {
+		if _, ok := p.kernel.ranges[k]; !ok {
+			ids[k.Service] = struct{}{}
+		}
+	}
+	for k := range s.old.ranges {
+		if _, ok := s.want.ranges[k]; !ok {
+			reroute(k.Service)
 		}
 	}
 	return ids

@@ -38,7 +38,7 @@ func TestP37OneEntryForARange(t *testing.T) {
 	less := synth.Slice(svc, 1, 2)
 	changed, _ := r.Apply(service.Changes{EndpointSlices: []*service.EndpointSlice{less}})
 	writes, err = p.planChanged(r.Table(), changed)
-	if took := time.Since(start); err != nil || took > 100*time.Millisecond || len(writes) > 20 {
+	if took := time.Since(start); err != nil || took > 100*time.Millisecond || len(writes) > 24 {
 		t.Errorf("a change: %d writes in %s, error %v", len(writes), took, err)
 	}
 	for _, w := range writes {

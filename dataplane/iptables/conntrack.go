@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -15,28 +14,30 @@ import (
 )
 
 // udpFlows tells which conntrack entries of UDP lead where no endpoint is any
-// more. Netfilter looks at rules for the first packet of a flow only, and a UDP
-// flow that goes on sending never ends: without this its packets would be
-// black-holed for as long (pitfall P9).
+// more, or where a policy does not lead any more. Netfilter looks at rules for
+// the first packet of a flow only, and a UDP flow that goes on sending never
+// ends: without this its packets would be black-holed for as long (pitfall P9).
 type udpFlows struct {
-	addresses map[netip.AddrPort][]netip.AddrPort // serving endpoints by frontend
-	ports     map[uint16][]netip.AddrPort         // the same by node port
-	local     map[netip.Addr]struct{}             // where node ports are
-	spans     []udpSpan                           // ranges of ports
+	facts     *service.NodeFacts
+	addresses map[netip.AddrPort]udpFrontend
+	ports     map[uint16]udpFrontend  // node ports
+	local     map[netip.Addr]struct{} // where node ports are
+	spans     []udpFrontend           // ranges of ports
 }
 
-// udpSpan is a frontend that is a range of ports.
-type udpSpan struct {
-	service.Frontend
-	serving []netip.AddrPort // at whatever port was dialled
+// udpFrontend is a frontend; of is nil if it is gone.
+type udpFrontend struct {
+	*service.Frontend
+	of *service.ServicePort
 }
 
 // expectUDP collects the UDP frontends of Services, before and after a change.
 // What a frontend that is gone led to is stale, whatever it was.
 func expectUDP(family service.Family, facts *service.NodeFacts, before, after []*service.Resolved) *udpFlows {
 	u := &udpFlows{
-		addresses: map[netip.AddrPort][]netip.AddrPort{},
-		ports:     map[uint16][]netip.AddrPort{},
+		facts:     facts,
+		addresses: map[netip.AddrPort]udpFrontend{},
+		ports:     map[uint16]udpFrontend{},
 		local:     map[netip.Addr]struct{}{},
 	}
 	for _, a := range facts.Local[family] {
@@ -57,18 +58,18 @@ func (u *udpFlows) add(family service.Family, all []*service.Resolved, gone bool
 			if sp.Family != family || sp.Protocol != service.UDP {
 				continue
 			}
-			serving := sp.Serving
-			if gone {
-				serving = nil
-			}
-			for _, f := range sp.Frontends {
+			for j := range sp.Frontends {
+				f := udpFrontend{&sp.Frontends[j], sp}
+				if gone {
+					f.of = nil
+				}
 				switch {
 				case f.LastPort != 0:
-					u.spans = append(u.spans, udpSpan{f, serving})
+					u.spans = append(u.spans, f)
 				case f.Kind == service.NodePort:
-					u.ports[f.Port] = serving
+					u.ports[f.Port] = f
 				default:
-					u.addresses[netip.AddrPortFrom(f.Addr, f.Port)] = serving
+					u.addresses[netip.AddrPortFrom(f.Addr, f.Port)] = f
 				}
 			}
 		}
@@ -80,20 +81,20 @@ func (u *udpFlows) empty() bool { return len(u.addresses)+len(u.ports)+len(u.spa
 // stale tells whether a flow that was sent to a destination and is answered by
 // another has to be forgotten. One that was never translated, because there was
 // no endpoint when it began, is answered by its destination itself.
-func (u *udpFlows) stale(sentTo, answeredBy netip.AddrPort) bool {
-	serving, ok := u.addresses[sentTo]
+func (u *udpFlows) stale(source netip.Addr, sentTo, answeredBy netip.AddrPort) bool {
+	f, ok := u.addresses[sentTo]
 	if !ok {
 		if _, local := u.local[sentTo.Addr()]; local {
-			serving, ok = u.ports[sentTo.Port()]
+			f, ok = u.ports[sentTo.Port()]
 		}
 	}
 	for i := len(u.spans) - 1; i >= 0 && !ok; i-- { // what is to be comes last
-		if s := &u.spans[i]; s.Addr == sentTo.Addr() && s.Has(sentTo.Port()) {
-			serving, ok = s.serving, true
+		if s := u.spans[i]; s.Addr == sentTo.Addr() && s.Has(sentTo.Port()) {
+			f, ok = s, true
 			answeredBy = atNoPort(answeredBy, sentTo.Port())
 		}
 	}
-	return ok && !slices.Contains(serving, answeredBy)
+	return ok && (f.of == nil || !u.facts.Keeps(f.of, f.Frontend, source, answeredBy))
 }
 
 // atNoPort is how a range lists an endpoint that answers from the port that was
@@ -110,7 +111,7 @@ func (u *udpFlows) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 	if f.Forward.Protocol != uint8(service.UDP) {
 		return false
 	}
-	return u.stale(addrPort(f.Forward.DstIP, f.Forward.DstPort), addrPort(f.Reverse.SrcIP, f.Reverse.SrcPort))
+	return u.stale(addrPort(f.Forward.SrcIP, 0).Addr(), addrPort(f.Forward.DstIP, f.Forward.DstPort), addrPort(f.Reverse.SrcIP, f.Reverse.SrcPort))
 }
 
 func addrPort(ip net.IP, port uint16) netip.AddrPort {

@@ -66,7 +66,7 @@ func TestP9StaleFlowsOfARange(t *testing.T) {
 		{"another address", now, addr(other, 12345), addr(other, 12345), false},
 		{"the Service is gone", gone, addr(vip, 12345), addr(ep, 12345), true},
 	} {
-		if got := c.u.stale(c.sentTo, c.answeredBy); got != c.stale {
+		if got := c.u.stale(netip.MustParseAddr("192.0.2.1"), c.sentTo, c.answeredBy); got != c.stale {
 			t.Errorf("%s: stale %v, want %v", c.about, got, c.stale)
 		}
 	}

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Where one packet's work is done. */
+#ifndef NODEPROXY_WORK_H
+#define NODEPROXY_WORK_H
+
+/* What an error quotes. */
+struct quote {
+	struct tuple t;
+	__u32 l3, l4; /* offsets */
+	__u16 check;  /* of UDP */
+};
+
+/*
+ * What one packet needs besides its bytes. Too large for the stack, so it is
+ * one element per CPU: programs at tc run with bottom halves off, and never
+ * inside each other.
+ */
+struct work {
+	struct packet p;
+	struct tuple to;   /* what the packet becomes */
+	struct tuple peer; /* key of the other half */
+	struct flow flow;  /* a half about to be inserted */
+	struct frontend_key key;
+	struct frontend fe;
+	struct backend be;
+	struct bpf_fib_lookup fib;
+	struct bpf_sock_tuple sock;
+	struct fragment_key fragment;
+	struct quote quote; /* in the ICMP error at hand */
+	struct tuple inner; /* what it becomes */
+	__u32 quoted[32];   /* by an ICMP error that is made here */
+	bool egress;        /* at egress, where only what this host sends is looked at */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(key_size, 4);
+	__uint(value_size, sizeof(struct work)); /* no type: Go has no use for it */
+	__uint(max_entries, 1);
+} scratch SEC(".maps");
+
+static __always_inline struct work *get_work(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&scratch, &zero);
+}
+
+#endif
