@@ -271,12 +271,12 @@ func TestTargets(t *testing.T) {
 		k        Key
 		from, to string
 	}{
-		{Key{Bare, 4, 1, PathCluster, 0, "", WorkConnect}, "pod-a1", "10.244.64.1:7000"},
+		{Key{Bare, 4, 1, PathCluster, 0, "", WorkConnect}, "pod-a1", "10.244.64.1:7100"},
 		{Key{Bare, 6, 1, PathExternal, 0, "", WorkTCP1}, "client", "[fd00:10:244:50::1]:5201"},
-		{Key{EBPF, 4, 1, PathCluster, 1, First, WorkConnect}, "pod-a1", "10.96.0.100:7000"},
+		{Key{EBPF, 4, 1, PathCluster, 1, First, WorkConnect}, "pod-a1", "10.96.0.100:7100"},
 		{Key{EBPF, 4, 1, PathNodePortLocal, 1, First, WorkConnect}, "client", "192.168.77.12:31000"},
 		{Key{EBPF, 4, 1, PathNodePortRemote, 1, First, WorkTCP8}, "client", "192.168.77.11:31001"},
-		{Key{EBPF, 6, 1, PathExternal, 1000, Last, WorkDatagram}, "client", "[fd00:198::107]:7000"},
+		{Key{EBPF, 6, 1, PathExternal, 1000, Last, WorkDatagram}, "client", "[fd00:198::107]:7100"},
 	} {
 		if from, to := target(tc.k); from != tc.from || to.String() != tc.to {
 			t.Errorf("%v: %s to %s, want %s to %s", tc.k, from, to, tc.from, tc.to)

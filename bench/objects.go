@@ -6,6 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/nodeproxy/nodeproxy/bench/load"
 	"github.com/nodeproxy/nodeproxy/lab"
 	"github.com/nodeproxy/nodeproxy/lab/echo"
 	"github.com/nodeproxy/nodeproxy/lab/manifest"
@@ -133,8 +134,9 @@ func objects(g Group, o Options) []any {
 }
 
 func usedObjects(u used, family int) []any {
-	tcp, udp := manifest.TCP("echo", echo.PortEcho, echo.PortEcho), manifest.UDP("echo-udp", echo.PortEcho, echo.PortEcho)
-	ports := []corev1.ServicePort{manifest.WithNodePort(tcp, u.nodePort()), manifest.WithNodePort(udp, u.nodePort())}
+	tcp, udp := manifest.TCP("connect", load.PortConnect, load.PortConnect), manifest.UDP("datagram", load.PortConnect, load.PortConnect)
+	ports := []corev1.ServicePort{manifest.WithNodePort(tcp, u.nodePort()), manifest.WithNodePort(udp, u.nodePort()),
+		manifest.WithNodePort(manifest.TCP("request", load.PortRequest, load.PortRequest), u.nodePort()+3)}
 	if u.endpoints == 1 {
 		tcp, udp := manifest.TCP("iperf", lab.PortIPerf, lab.PortIPerf), manifest.UDP("iperf-udp", lab.PortIPerf, lab.PortIPerf)
 		ports = append(ports, manifest.WithNodePort(tcp, u.nodePort()+1), manifest.WithNodePort(udp, u.nodePort()+1),
@@ -177,8 +179,10 @@ func changing(i int, endpoints ...manifest.Endpoint) []any {
 
 // target returns who dials what for a step.
 func target(k Key) (from string, to netip.AddrPort) {
-	port, offset := uint16(echo.PortEcho), int32(0)
+	port, offset := uint16(load.PortConnect), int32(0)
 	switch {
+	case k.Work == WorkRequest:
+		port, offset = load.PortRequest, 3
 	case k.Work == WorkIPerf2:
 		port, offset = portIPerf2, 2
 	case isIPerf(k.Work):

@@ -119,8 +119,11 @@ func has(steps []Step, want Step) bool {
 func (r *runner) build(ctx context.Context, column string, g Group, all []any, data []byte) (*site, Sample, error) {
 	r.labs++
 	s, err := newSite(ctx, column, r.env, r.opts, g, r.labs, all, data)
-	if err != nil || column == Bare {
-		return s, Sample{}, err
+	if err != nil {
+		return nil, Sample{}, err
+	}
+	if column == Bare {
+		return s, Sample{}, s.awaitTraffic(ctx)
 	}
 	key := Key{Column: column, Family: g.Family, Services: g.Services, Work: WorkStart}
 	var sample Sample

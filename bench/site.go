@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nodeproxy/nodeproxy/bench/load"
 	"github.com/nodeproxy/nodeproxy/lab"
 	"github.com/nodeproxy/nodeproxy/lab/controlplane"
 	"github.com/nodeproxy/nodeproxy/lab/echo"
@@ -105,6 +106,9 @@ func newSite(ctx context.Context, column string, env Environment, o Options, g G
 		if err := s.reset(); err != nil {
 			return nil, err
 		}
+	}
+	if _, err := l.Start("pod-b1", "bench-serve", l.Options().Binary, "bench", "serve"); err != nil {
+		return nil, err
 	}
 	if needsIPerf2(g) {
 		argv := []string{"iperf", "-s", "-p", fmt.Sprint(portIPerf2)}
@@ -221,18 +225,25 @@ func (s *site) awaitTraffic(ctx context.Context) error {
 	defer cancel()
 	dialled := map[netip.AddrPort]bool{}
 	for _, step := range s.group.Data {
-		from, to := target(step.Key)
-		if step.Column != s.column || isIPerf(step.Work) || dialled[to] {
+		if step.Column != s.column || isIPerf(step.Work) {
 			continue
 		}
-		dialled[to] = true
+		c := load.Config{Kind: load.Connect, Duration: time.Millisecond, Workers: 1, Timeout: operationTimeout}
+		if step.Work == WorkDatagram {
+			c.Kind = load.Datagram
+		}
+		var from string
+		if from, c.To = target(step.Key); dialled[c.To] {
+			continue
+		}
+		dialled[c.To] = true
 		for {
-			_, err := s.Dial(ctx, from, echo.TCP, to)
+			_, _, err := s.load(ctx, from, c)
 			if err == nil {
 				break
 			}
 			if ctx.Err() != nil {
-				return fmt.Errorf("wait for traffic from %s to %s: %w (%w)", from, to, context.Cause(ctx), err)
+				return fmt.Errorf("wait for traffic: %w (%w)", context.Cause(ctx), err)
 			}
 			time.Sleep(100 * time.Millisecond)
 		}

@@ -43,7 +43,7 @@ it early with what there is; --resume goes on. Needs root.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return b.run(cmd) },
 	}
 	b.register(cmd.Flags())
-	cmd.AddCommand(newBenchReportCommand(), newBenchLoadCommand(), newBenchProbeCommand())
+	cmd.AddCommand(newBenchReportCommand(), newBenchLoadCommand(), newBenchProbeCommand(), newBenchServeCommand())
 	return cmd
 }
 
@@ -262,4 +262,16 @@ func newBenchProbeCommand() *cobra.Command {
 	cmd.Flags().StringVar(&to, "to", "", "address and port of the server")
 	cmd.Flags().DurationVar(&timeout, "timeout", time.Second, "when one attempt has failed")
 	return cmd
+}
+
+func newBenchServeCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    "serve",
+		Short:  "Answer what bench load does",
+		Hidden: true, // bench starts it in a Pod of a lab
+		Args:   cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return load.Serve(cmd.Context(), func() { fmt.Fprintln(cmd.OutOrStdout(), "listening") })
+		},
+	}
 }
