@@ -1,14 +1,17 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -199,7 +202,15 @@ func report(path string, cmd *cobra.Command) error {
 	if err := bench.WriteText(cmd.OutOrStdout(), run, samples); err != nil {
 		return err
 	}
-	fmt.Fprintf(cmd.OutOrStdout(), "\n%s\n", path)
+	page := strings.TrimSuffix(path, filepath.Ext(path)) + ".html"
+	var html bytes.Buffer
+	if err := bench.WriteHTML(&html, run, samples); err != nil {
+		return err
+	}
+	if err := os.WriteFile(page, html.Bytes(), 0o644); err != nil {
+		return fmt.Errorf("write report: %w", err)
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), "\nresults: %s\ncharts:  %s\n", path, page)
 	return nil
 }
 
