@@ -94,6 +94,10 @@ BENCH_KUBE := $(if $(KUBE_PROXY),--kube-proxy $(KUBE_BIN)/kube-proxy --kube-bin 
 bench: root deps-bench build $(if $(KUBE_PROXY),kube) ## Compare the modes' speed and write a report (BENCH=--quick, KUBE_PROXY=1)
 	./$(BIN) bench $(BENCH_KUBE) $(BENCH)
 
+.PHONY: bench-check
+bench-check: root deps-bench build ## Fail if a mode is slower than bench/floors.yaml allows
+	./$(BIN) bench --check
+
 .PHONY: bench-sync
 bench-sync: root deps-lab ## Measure how fast rules are written and changed
 	$(GOTEST) -run '^$$' -bench 'FullSync|Change|Connections' -benchtime 5x ./dataplane/iptables

@@ -100,6 +100,9 @@ func (f figure) svg() (string, error) {
 			return "", err
 		}
 	}
+	if f.scatter {
+		p.X.Min, p.X.Max = -0.5, float64(len(f.xTicks))-0.5
+	}
 	if f.one {
 		one := plotter.NewFunction(func(float64) float64 { return 1 })
 		one.Color, one.Dashes = colours[Bare], []vg.Length{4, 3}
@@ -113,9 +116,11 @@ func (f figure) svg() (string, error) {
 	// The legend stands beside the plot, not on its lines.
 	legend := p.Legend
 	p.Legend = plot.NewLegend()
-	width := legend.Rectangle(area).Size().X
-	p.Draw(draw.Crop(area, 0, -width-10, 4, -8))
-	legend.Draw(draw.Crop(area, 0, 0, 0, -8))
+	legend.Left, legend.Padding = true, 3
+	// The reader's font may be wider than ours.
+	width := legend.Rectangle(area).Size().X*1.1 + 14
+	p.Draw(draw.Crop(area, 0, -width, 4, -8))
+	legend.Draw(draw.Crop(area, area.Size().X-width+10, 0, 0, -8))
 	var out bytes.Buffer
 	if _, err := canvas.WriteTo(&out); err != nil {
 		return "", err

@@ -75,12 +75,13 @@ func PresetOptions(p Preset) Options {
 		}
 		o.Control, o.ControlServices = []string{WorkStart, WorkChange, WorkChurn}, []int{1000}
 	case Check:
-		o.Rounds, o.Slot = 5, 400*time.Millisecond
+		// Many short rounds: what disturbs one of them disturbs no median.
+		o.Rounds, o.Slot, o.Changes = 9, 200*time.Millisecond, 10
 		o.Blocks = []Block{
-			one([]int{1000}, []string{PathCluster, PathNodePortRemote}, WorkConnect),
-			one([]int{1000}, []string{PathCluster}, WorkRequest),
+			one([]int{2000}, []string{PathCluster, PathNodePortRemote}, WorkConnect),
+			one([]int{2000}, []string{PathCluster}, WorkRequest),
 		}
-		o.Control, o.ControlServices = []string{WorkChange}, []int{1000}
+		o.Control, o.ControlServices = []string{WorkChange}, []int{2000}
 	case Full:
 		counts := []int{1, 100, 1000, 10000, 30000}
 		all := append(slices.Clone(ways), PathExternal)
