@@ -272,7 +272,7 @@ func TestTargets(t *testing.T) {
 		from, to string
 	}{
 		{Key{Bare, 4, 1, PathCluster, 0, "", WorkConnect}, "pod-a1", "10.244.64.1:7100"},
-		{Key{Bare, 6, 1, PathExternal, 0, "", WorkTCP1}, "client", "[fd00:10:244:50::1]:5201"},
+		{Key{Bare, 6, 1, PathExternal, 0, "", WorkTCP1}, "client", "[fd00:10:244:50::1]:5202"},
 		{Key{EBPF, 4, 1, PathCluster, 1, First, WorkConnect}, "pod-a1", "10.96.0.100:7100"},
 		{Key{EBPF, 4, 1, PathNodePortLocal, 1, First, WorkConnect}, "client", "192.168.77.12:31000"},
 		{Key{EBPF, 4, 1, PathNodePortRemote, 1, First, WorkTCP8}, "client", "192.168.77.11:31001"},

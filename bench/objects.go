@@ -15,6 +15,7 @@ import (
 const (
 	// maxServices is how many Services the address plan has room for.
 	maxServices = 200000
+	portIPerf   = 5202 // of servers of our own, beside the lab's
 	portIPerf2  = 5001
 	// churned is how many Services beside the used one change during a churn.
 	churned = 20
@@ -138,7 +139,7 @@ func usedObjects(u used, family int) []any {
 	ports := []corev1.ServicePort{manifest.WithNodePort(tcp, u.nodePort()), manifest.WithNodePort(udp, u.nodePort()),
 		manifest.WithNodePort(manifest.TCP("request", load.PortRequest, load.PortRequest), u.nodePort()+3)}
 	if u.endpoints == 1 {
-		tcp, udp := manifest.TCP("iperf", lab.PortIPerf, lab.PortIPerf), manifest.UDP("iperf-udp", lab.PortIPerf, lab.PortIPerf)
+		tcp, udp := manifest.TCP("iperf", portIPerf, portIPerf), manifest.UDP("iperf-udp", portIPerf, portIPerf)
 		ports = append(ports, manifest.WithNodePort(tcp, u.nodePort()+1), manifest.WithNodePort(udp, u.nodePort()+1),
 			manifest.WithNodePort(manifest.TCP("iperf2", portIPerf2, portIPerf2), u.nodePort()+2))
 	}
@@ -186,7 +187,7 @@ func target(k Key) (from string, to netip.AddrPort) {
 	case k.Work == WorkIPerf2:
 		port, offset = portIPerf2, 2
 	case isIPerf(k.Work):
-		port, offset = lab.PortIPerf, 1
+		port, offset = portIPerf, 1
 	}
 	from = "client"
 	if k.Path == PathCluster {

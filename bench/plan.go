@@ -263,6 +263,9 @@ func (b Block) cases() []Key {
 			for _, work := range b.Works {
 				for _, path := range b.Paths {
 					for _, endpoints := range b.Endpoints {
+						if isIPerf(work) && endpoints != 1 {
+							continue // its server is at one address
+						}
 						for _, position := range b.Positions {
 							out = append(out, Key{"", family, services, path, endpoints, position, work})
 						}

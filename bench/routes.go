@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -31,6 +32,11 @@ const detourTable = 77
 
 // addRoutes leads pod-b1's ranges to it.
 func addRoutes(l *lab.Lab) error {
+	// Without it, IPv6 does not answer a datagram from an address that is not
+	// on a link.
+	if err := l.Do("pod-b1", func() error { return os.WriteFile("/proc/sys/net/ipv6/ip_nonlocal_bind", []byte("1"), 0) }); err != nil {
+		return fmt.Errorf("let pod-b1 use its ranges: %w", err)
+	}
 	for _, r := range podRanges {
 		dst := netip.MustParsePrefix(r.cidr)
 		six := dst.Addr().Is6()

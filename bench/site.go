@@ -107,28 +107,33 @@ func newSite(ctx context.Context, column string, env Environment, o Options, g G
 			return nil, err
 		}
 	}
-	if _, err := l.Start("pod-b1", "bench-serve", l.Options().Binary, "bench", "serve"); err != nil {
-		return nil, err
-	}
-	if needsIPerf2(g) {
-		argv := []string{"iperf", "-s", "-p", fmt.Sprint(portIPerf2)}
-		if g.Family == 6 {
-			argv = append(argv, "-V")
-		}
-		if _, err := l.Start("pod-b1", "iperf2", argv...); err != nil {
-			return nil, err
-		}
-	}
-	return s, nil
+	return s, s.startServers()
 }
 
-func needsIPerf2(g Group) bool {
-	for _, s := range g.Data {
-		if s.Work == WorkIPerf2 {
-			return true
+// startServers starts what answers in pod-b1.
+func (s *site) startServers() error {
+	servers := map[string][]string{"bench-serve": {s.Options().Binary, "bench", "serve"}}
+	for _, step := range s.group.Data {
+		if step.Work == WorkIPerf2 {
+			servers["iperf2"] = []string{"iperf", "-s", "-p", fmt.Sprint(portIPerf2)}
+			if s.group.Family == 6 {
+				servers["iperf2"] = append(servers["iperf2"], "-V")
+			}
+		} else if isIPerf(step.Work) {
+			// One for each address: iperf3 answers datagrams from the address that
+			// it is bound to, or from the machine's first.
+			six := v6(s.group.Family)
+			for name, addr := range map[string]netip.Addr{"iperf3-bench": pods[six], "iperf3-detour": detourPods[six]} {
+				servers[name] = []string{"iperf3", "-s", "-B", addr.String(), "-p", fmt.Sprint(portIPerf)}
+			}
 		}
 	}
-	return false
+	for name, argv := range servers {
+		if _, err := s.Start("pod-b1", name, argv...); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // put writes objects under a name, where the column's agent reads them.

@@ -182,3 +182,16 @@ func removeState(name string) (bool, error) {
 	_ = os.Remove(stateRoot) // stays if there are other labs
 	return true, nil
 }
+
+// List returns the names of all labs on the machine, half built ones too.
+func List() ([]string, error) {
+	entries, err := os.ReadDir(stateRoot)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list labs: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names, nil
+}

@@ -74,6 +74,8 @@ func (b *benchFlags) register(f *pflag.FlagSet) {
 	f.DurationVar(&b.opts.ChurnDuration, "churn-duration", 0, "how long 100 changes a second are made")
 	f.IntVar(&b.opts.FillerEndpoints, "filler-endpoints", 0, "endpoints of each Service that is not used")
 	f.StringVar(&b.env.KubeProxy, "kube-proxy", "", "a kube-proxy program, to measure it on the same objects")
+	f.StringVar(&b.env.LabName, "lab", bench.LabName(), "what the names of the labs begin with")
+	_ = f.MarkHidden("lab") // for tests; it was defined just now
 	f.StringVar(&b.env.KubeBin, "kube-bin", "bin/kube", "directory of etcd and kube-apiserver for it, as make kube builds them")
 }
 
@@ -144,7 +146,11 @@ func (b *benchFlags) run(cmd *cobra.Command) error {
 	if err := requireRoot("bench makes network namespaces and"); err != nil {
 		return err
 	}
-	b.env.LabName = fmt.Sprintf("bench-%d", os.Getpid())
+	if removed, err := bench.RemoveStale(); err != nil {
+		return err
+	} else if len(removed) > 0 {
+		fmt.Fprintf(os.Stderr, "removed what a killed run had left: %s\n", strings.Join(removed, ", "))
+	}
 	file, run, samples, err := b.open(o)
 	if err != nil {
 		return err
