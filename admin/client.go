@@ -28,6 +28,43 @@ func Post(ctx context.Context, socket, path string) error {
 }
 
 func ask(ctx context.Context, method, socket, path string, query url.Values, into any) error {
+	resp, err := request(ctx, method, socket, path, query)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
+		return fmt.Errorf("read answer of agent: %w", err)
+	}
+	return nil
+}
+
+// Stream hands over the objects that an agent sends, one a line, until ctx ends
+// or the agent does. ready is called when the agent has begun.
+func Stream[T any](ctx context.Context, socket, path string, ready func(), do func(T)) error {
+	resp, err := request(ctx, http.MethodGet, socket, path, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	ready()
+	for lines := json.NewDecoder(resp.Body); ; {
+		var v T
+		err := lines.Decode(&v)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, io.EOF):
+			return errors.New("the agent has ended")
+		case err != nil:
+			return fmt.Errorf("read answer of agent: %w", err)
+		}
+		do(v)
+	}
+}
+
+// request sends a request, and returns an answer that says that all is well.
+func request(ctx context.Context, method, socket, path string, query url.Values) (*http.Response, error) {
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -37,25 +74,21 @@ func ask(ctx context.Context, method, socket, path string, query url.Values, int
 	u := url.URL{Scheme: "http", Host: "agent", Path: path, RawQuery: query.Encode()}
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
 	if err != nil {
-		return fmt.Errorf("ask agent: %w", err)
+		return nil, fmt.Errorf("ask agent: %w", err)
 	}
 	resp, err := client.Do(req)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("%w on %s", ErrNoAgent, socket)
+		return nil, fmt.Errorf("%w on %s", ErrNoAgent, socket)
 	case err != nil:
-		return fmt.Errorf("ask agent: %w", err)
+		return nil, fmt.Errorf("ask agent: %w", err)
+	case resp.StatusCode == http.StatusOK:
+		return resp, nil
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return fmt.Errorf("ask agent: %w", err)
+		return nil, fmt.Errorf("ask agent: %w", err)
 	}
-	if resp.StatusCode != http.StatusOK {
-		return errors.New(strings.TrimSpace(string(body)))
-	}
-	if err := json.Unmarshal(body, into); err != nil {
-		return fmt.Errorf("read answer of agent: %w", err)
-	}
-	return nil
+	return nil, errors.New(strings.TrimSpace(string(body)))
 }

@@ -32,6 +32,8 @@ type Server struct {
 	Verify func(context.Context) ([]view.Difference, error)
 	// Repair asks for a full sync, and returns how that went.
 	Repair func(context.Context) error
+	// Watch tells of what happens until ctx ends, and calls ready when it does.
+	Watch func(ctx context.Context, ready func(), emit func(view.Event)) error
 }
 
 // Kernel reads what a mode has in the kernel. Its methods are called
@@ -98,6 +100,9 @@ func (s *Server) handler() http.Handler {
 		show(mux, PathFlows, k.Flows)
 		show(mux, PathAffinities, k.Affinities)
 		show(mux, PathCounts, k.Counts)
+	}
+	if s.Watch != nil {
+		mux.Handle("GET "+PathWatch, &hub{watch: s.Watch})
 	}
 	mux.HandleFunc("GET /v1/verify", func(w http.ResponseWriter, r *http.Request) {
 		differences, verifyErr := []view.Difference{}, error(nil)

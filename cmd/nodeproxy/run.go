@@ -143,6 +143,7 @@ func (a *agent) drive(ctx context.Context) error {
 	socket := &admin.Server{Path: admin.Socket(a.opts.instance), Status: a.observer.status, Inspect: inspect,
 		Kernel: kernelOf(a.dataplane, func() (service.NodeFacts, bool) { return nodeFacts(ctx, inspect) }),
 		Verify: func(ctx context.Context) ([]view.Difference, error) { return verify(ctx, a.dataplane) },
+		Watch:  watchOf(a.dataplane),
 		Repair: func(ctx context.Context) error { return askRepair(ctx, repair) }}
 	group.Go(func() error { return a.ask(ctx, socket) })
 	a.observer.serve(ctx, group)
@@ -185,6 +186,17 @@ func kernelOf(dp dataplane.Dataplane, node func() (service.NodeFacts, bool)) adm
 		r := d.Reader()
 		r.Node = node
 		return agentKernel{r, d}
+	}
+	return nil
+}
+
+// watchOf tells what happens in a mode, or is nil.
+func watchOf(dp dataplane.Dataplane) func(context.Context, func(), func(view.Event)) error {
+	switch d := inner(dp).(type) {
+	case *ebpf.Dataplane:
+		return d.Reader().Watch
+	case *iptables.Dataplane:
+		return d.Reader().Watch
 	}
 	return nil
 }

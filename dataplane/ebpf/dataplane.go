@@ -82,6 +82,9 @@ func New(o Options) (*Dataplane, error) {
 }
 
 func (d *Dataplane) start(p pins) error {
+	if err := d.stopWatch(); err != nil {
+		return err
+	}
 	ns, err := netns.Get()
 	if err != nil {
 		return fmt.Errorf("network namespace: %w", err)

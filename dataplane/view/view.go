@@ -140,7 +140,7 @@ type BackendCount struct {
 // Event is one thing that happened to a flow.
 type Event struct {
 	Time     time.Time      `json:"time"`
-	Verdict  string         `json:"verdict"` // translate, reject or drop
+	Verdict  string         `json:"verdict"` // translate, reject or drop; lost for events that could not be told
 	Reason   string         `json:"reason"`  // as in nodeproxy_packets_total
 	Service  string         `json:"service,omitempty"`
 	Protocol string         `json:"protocol"`
@@ -148,6 +148,8 @@ type Event struct {
 	// Destination is what was dialled, and Backend where it was led.
 	Destination netip.AddrPort  `json:"destination"`
 	Backend     *netip.AddrPort `json:"backend,omitempty"`
+	// SeenAs is the source that the backend sees, if it is another one.
+	SeenAs *netip.AddrPort `json:"seenAs,omitempty"`
 	// Packets is how many there were, if these are more than one.
 	Packets uint64 `json:"packets,omitempty"`
 }
