@@ -30,8 +30,10 @@ type Status struct {
 	Source  string `json:"source"`
 	Healthy bool   `json:"healthy"`
 	// Eligible tells whether load balancers may use the node: /healthz.
-	Eligible bool  `json:"eligible"`
-	LastSync *Sync `json:"lastSync,omitempty"`
+	Eligible bool `json:"eligible"`
+	// DataPath is what a probe of the data path found, if it has failed for long.
+	DataPath string `json:"dataPath,omitempty"`
+	LastSync *Sync  `json:"lastSync,omitempty"`
 	// Services and Backends are what this node translates; nil before the
 	// first complete list.
 	Services int       `json:"services"`

@@ -195,6 +195,8 @@ static __always_inline int begin(struct __sk_buff *skb, struct work *w)
 	enum source source;
 	__u8 route;
 
+	if (w->fe.flags & FRONTEND_PROBE)
+		return TC_ACT_SHOT;
 	if (w->p.t.proto == IPPROTO_TCP && !is_syn(&w->p)) {
 		if (is_ours(skb, w))
 			return NEXT;

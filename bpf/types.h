@@ -55,6 +55,8 @@ enum frontend_flag {
 	/* For who reads the map: neither is a ClusterIP. */
 	FRONTEND_EXTERNAL = 16,
 	FRONTEND_BALANCER = 32,
+	/* Of a test that Go runs: dropped, and neither counted nor told. */
+	FRONTEND_PROBE = 64,
 };
 
 struct frontend {

@@ -75,6 +75,9 @@ func printStatus(w io.Writer, s *admin.Status) {
 	health := "well"
 	if !s.Healthy {
 		health = "NOT WELL: a change has been waiting for too long"
+		if s.DataPath != "" {
+			health = "NOT WELL: the data path is broken: " + s.DataPath
+		}
 	}
 	if !s.Eligible {
 		health += "; load balancers are told to go elsewhere: the Node is unknown, being deleted or tainted"

@@ -34,6 +34,7 @@ type observer struct {
 	metrics  *metrics.Metrics
 	syncs    *health.SyncHealth
 	proxy    *health.Proxy
+	path     *health.DataPath
 	checks   *health.ServiceChecks
 	events   *eventWriter
 	eligible atomic.Bool // load balancers may use this node
@@ -50,12 +51,14 @@ func newObserver(opts *runOptions, mode, nodeName string, client kubernetes.Inte
 		opts: opts, mode: mode, log: log,
 		metrics:  metrics.New(versionNumber(), mode),
 		syncs:    health.NewSyncHealth(2 * opts.syncPeriod),
+		path:     health.NewDataPath(probeLimit),
 		events:   newEventWriter(client, nodeName),
 		needNode: client != nil,
 		started:  time.Now(),
 	}
 	o.eligible.Store(!o.needNode)
-	o.proxy = &health.Proxy{Syncs: o.syncs, Eligible: o.eligible.Load, Answered: o.metrics.Answered}
+	o.proxy = &health.Proxy{Syncs: o.syncs, Eligible: o.eligible.Load, Answered: o.metrics.Answered,
+		Probe: func() error { return o.path.Err(time.Now()) }}
 	o.checks = &health.ServiceChecks{Log: log, Healthy: o.proxy.Healthy, Failed: o.events.healthCheckFailed}
 	return o
 }
@@ -174,6 +177,9 @@ func (o *observer) status() admin.Status {
 	s := admin.Status{
 		Version: versionNumber(), PID: os.Getpid(), Started: o.started, Mode: o.mode, Node: o.nodeName, Instance: o.opts.instance,
 		Source: o.opts.source, Healthy: o.proxy.Healthy(), Eligible: o.eligible.Load(), LastSync: o.last.Load(),
+	}
+	if err := o.path.Err(time.Now()); err != nil {
+		s.DataPath = err.Error()
 	}
 	if d, ok := inner(o.dataplane).(*ebpf.Dataplane); ok {
 		uses, err := d.MapUses()

@@ -132,6 +132,7 @@ func (a *agent) drive(ctx context.Context) error {
 				synced = true
 				a.log.Info("synced", "services", len(r.Table.Services), "unsupported", unsupported(a.dataplane), "duration", r.Duration)
 				group.Go(func() error { a.inPlace(ctx); return nil })
+				group.Go(func() error { a.observer.probe(ctx); return nil })
 			}
 		},
 	}

@@ -162,6 +162,7 @@ const (
 	bpfFrontendFlagFRONTEND_MAGLEV   bpfFrontendFlag = 8
 	bpfFrontendFlagFRONTEND_EXTERNAL bpfFrontendFlag = 16
 	bpfFrontendFlagFRONTEND_BALANCER bpfFrontendFlag = 32
+	bpfFrontendFlagFRONTEND_PROBE    bpfFrontendFlag = 64
 )
 
 type bpfFrontendKey struct {

@@ -174,11 +174,12 @@ func (r *ruleset) flush() delta {
 		t.addresses.flush(t.put)
 		t.ports.flush(t.put)
 	}
-	r.nat.put(chainServices, nonNil(append(r.nat.addresses.entrance(), r.nodePorts(r.nat.ports, chainNodePorts)...)))
+	r.nat.put(chainServices, append(append(r.nat.addresses.entrance(), r.nodePorts(r.nat.ports, chainNodePorts)...), r.probeNAT()))
 	r.nat.put(chainNodePorts, nonNil(r.nat.ports.entrance()))
 	newFlows := []string{" -m conntrack --ctstate DNAT -j RETURN"} // led to a backend that is on this node
 	newFlows = append(newFlows, r.filter.addresses.entrance()...)
 	newFlows = append(newFlows, r.nodePorts(r.filter.ports, chainClosedPorts)...)
+	newFlows = append(newFlows, r.probeFilter())
 	r.filter.put(chainNewFlows, newFlows)
 	r.filter.put(chainClosedPorts, nonNil(r.filter.ports.entrance()))
 	closed := r.filter.addresses.len() - len(r.owned) + r.filter.ports.len()
