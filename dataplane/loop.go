@@ -41,6 +41,9 @@ type Loop struct {
 	Queued func()
 	// Synced, if set, is called after each sync, from Run's goroutine.
 	Synced func(Report)
+	// Problem, if set, is told once of each part of a Service that is not
+	// served, from Run's goroutine.
+	Problem func(service.Name, service.Problem)
 }
 
 // Report says how a sync went.
@@ -230,6 +233,9 @@ func (s *loopState) reportProblems(table *service.Table) {
 		for _, p := range res.Problems {
 			if !slices.Contains(s.problems[name], p) {
 				s.Log.Warn("part of a Service is not served", "service", name.String(), "reason", p.Reason, "problem", p.Message)
+				if s.Problem != nil {
+					s.Problem(name, p)
+				}
 			}
 		}
 		if len(res.Problems) == 0 {

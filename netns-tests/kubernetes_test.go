@@ -104,12 +104,14 @@ func TestKubernetes(t *testing.T) {
 	addSecondAddrs(t, c.Lab)
 	for _, col := range columns {
 		t.Run(col.Name, func(t *testing.T) {
+			defer c.deleteAll(t) // scenarios know by the last Service that all are there
 			defer c.agents(t, col)()
 			t.Run("health", func(t *testing.T) { c.health(t, col) })
 			t.Run("scenarios", c.scenarios)
 			t.Run("API server away", c.away)
 			t.Run("rolling update", c.rollingUpdate)
 			t.Run("zone", c.zone)
+			t.Run("refused externalIP", c.refusedExternalIP)
 			if col.Mode == lab.ModeEBPF { // elsewhere the agents' own work on two CPUs would be most of the test
 				t.Run("many Services", c.manyServices)
 			}
@@ -131,6 +133,11 @@ func (c *cluster) scenarios(t *testing.T) {
 		return errors.Join(errs...)
 	})
 	t.Run("all", func(t *testing.T) { runScenarios(t, c.Lab, table) }) // waits for its parallel parts
+	c.deleteAll(t)
+}
+
+func (c *cluster) deleteAll(t *testing.T) {
+	t.Helper()
 	for _, s := range services {
 		must(t, c.Delete(s.name+".yaml"))
 	}
@@ -210,6 +217,30 @@ func (c *cluster) zone(t *testing.T) {
 			return f.check(t.Context())
 		})
 	}
+}
+
+// refusedExternalIP has a Service with an externalIP that is nobody's to take:
+// an Event on the Service says so.
+func (c *cluster) refusedExternalIP(t *testing.T) {
+	s := find("single")
+	s.edit = func(s *corev1.Service, _ []*discoveryv1.EndpointSlice) {
+		s.Spec.ExternalIPs = append(s.Spec.ExternalIPs, lab.MustPlace("pod-a2").IPv4.String())
+	}
+	apply(t, c.Lab, s)
+	eventually(t, patience, func() error {
+		list, err := c.api.Client.EventsV1().Events("default").List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		for _, e := range list.Items {
+			if e.Reason == "ExternalIPRefused" && e.Regarding.Kind == "Service" && e.Regarding.Name == s.name &&
+				e.CreationTimestamp.After(c.started.Add(-time.Second)) {
+				return nil
+			}
+		}
+		return fmt.Errorf("no Event among %d is about the externalIP", len(list.Items))
+	})
+	must(t, c.Delete(s.name+".yaml"))
 }
 
 func (c *cluster) label(t *testing.T, node, zone string) {

@@ -23,6 +23,7 @@ type eventWriter struct {
 const (
 	actionStart  = "StartKubeProxy"
 	actionListen = "Listen"
+	actionServe  = "Serve"
 )
 
 func newEventWriter(client kubernetes.Interface, nodeName string) *eventWriter {
@@ -58,9 +59,20 @@ func (w *eventWriter) serverFailed(reason string) func(error) {
 	}
 }
 
+// notServed reports a part of a Service that is not served. kube-proxy has no
+// such Event.
+func (w *eventWriter) notServed(name service.Name, p service.Problem) {
+	if w.recorder != nil {
+		w.recorder.Eventf(serviceReference(name), w.node, v1.EventTypeWarning, p.Reason, actionServe, "%s", p.Message)
+	}
+}
+
+func serviceReference(name service.Name) *v1.ObjectReference {
+	return &v1.ObjectReference{Kind: "Service", APIVersion: "v1", Namespace: name.Namespace, Name: name.Name}
+}
+
 func (w *eventWriter) healthCheckFailed(name service.Name, err error) {
 	if w.recorder != nil {
-		ref := &v1.ObjectReference{Kind: "Service", Namespace: name.Namespace, Name: name.Name}
-		w.recorder.Eventf(ref, nil, v1.EventTypeWarning, "FailedToStartServiceHealthcheck", actionListen, "%v", err)
+		w.recorder.Eventf(serviceReference(name), nil, v1.EventTypeWarning, "FailedToStartServiceHealthcheck", actionListen, "%v", err)
 	}
 }

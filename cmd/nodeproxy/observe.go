@@ -92,6 +92,7 @@ func (o *observer) watch(loop *dataplane.Loop) {
 		return configure(node, local)
 	}
 	loop.Applied = o.metrics.Applied
+	loop.Problem = o.events.notServed
 	loop.Queued = func() {
 		o.syncs.Queued(time.Now())
 		o.metrics.Queued()

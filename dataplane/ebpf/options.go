@@ -75,7 +75,7 @@ var DefaultInterfaces = []string{"*", "!lo", "!dummy*", "!kube-ipvs*", "!nodeloc
 type Sizes struct {
 	Services   uint32 // ports of Services by family; default 65,536
 	Frontends  uint32 // default 131,072
-	Backends   uint32 // slots; twice what a Service has while it changes; default 262,144
+	Backends   uint32 // slots; twice what a Service has while it changes; default 524,288
 	Ranges     uint32 // loadBalancerSourceRanges; default 65,536
 	Flows      uint32 // each of two entries; default 131,072
 	Affinities uint32 // clients by Service; default 65,536
@@ -112,7 +112,7 @@ func (o *Options) setDefaults() error {
 	s := &o.Sizes
 	setDefault(&s.Services, 65536)
 	setDefault(&s.Frontends, 131072)
-	setDefault(&s.Backends, 262144)
+	setDefault(&s.Backends, 524288)
 	setDefault(&s.Ranges, 65536)
 	setDefault(&s.Flows, 131072)
 	setDefault(&s.Affinities, 65536)
