@@ -29,7 +29,7 @@ import (
 
 // kubeBinaries returns the directory of etcd, kube-apiserver, kubectl and
 // kube-proxy, which `make test` has built; a test that is run alone builds them.
-func kubeBinaries(t *testing.T) string {
+func kubeBinaries(t testing.TB) string {
 	t.Helper()
 	dir, err := buildKube()
 	if err != nil {
@@ -62,7 +62,7 @@ type cluster struct {
 	started time.Time // when the agents of this column were
 }
 
-func upCluster(t *testing.T) *cluster {
+func upCluster(t testing.TB) *cluster {
 	t.Helper()
 	labtest.RequireRoot(t)
 	bin := kubeBinaries(t)
@@ -81,7 +81,7 @@ func upCluster(t *testing.T) *cluster {
 
 // agents starts both agents as a column says, and returns what stops and
 // removes them.
-func (c *cluster) agents(t *testing.T, col column, args ...string) (end func()) {
+func (c *cluster) agents(t testing.TB, col column, args ...string) (end func()) {
 	t.Helper()
 	args = append(append(col.AgentArgs, "--mode", col.Mode, "--min-sync-period", "0", "-v", "1"), args...)
 	c.started = time.Now()
@@ -102,6 +102,7 @@ func TestKubernetes(t *testing.T) {
 	c := upCluster(t)
 	serveMore(t, c.Lab)
 	addSecondAddrs(t, c.Lab)
+	t.Run("as files", c.sameAsFiles)
 	for _, col := range columns {
 		t.Run(col.Name, func(t *testing.T) {
 			defer c.deleteAll(t) // scenarios know by the last Service that all are there
@@ -112,6 +113,7 @@ func TestKubernetes(t *testing.T) {
 				t.Run("scenarios", c.scenarios)
 			}
 			t.Run("API server away", c.away)
+			t.Run("watches dropped", c.watchesDropped)
 			t.Run("rolling update", c.rollingUpdate)
 			t.Run("zone", c.zone)
 			t.Run("refused externalIP", c.refusedExternalIP)
@@ -260,7 +262,7 @@ func (c *cluster) manyServices(t *testing.T) {
 	const many = 2000
 	apply(t, c.Lab, find("web"))
 	if !c.many { // they stay: to delete them takes an API server a minute
-		must(t, c.create(t.Context(), "many", many))
+		must(t, c.create(t.Context(), "many", many, 1))
 		c.many = true
 	}
 	start := time.Now()
@@ -284,8 +286,9 @@ func nodePortFlow(l *lab.Lab, target, want string, v6 bool) flow {
 	return f
 }
 
-// create makes Services name-0 to name-(n-1) with one endpoint each, some at a time.
-func (c *cluster) create(ctx context.Context, name string, n int) error {
+// create makes Services name-0 to name-(n-1), some at a time. One endpoint is a
+// Pod, the others are nobody's.
+func (c *cluster) create(ctx context.Context, name string, n, endpoints int) error {
 	return c.each(n, func(i int) error {
 		meta := metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprintf("%s-%d", name, i)}
 		ports := []corev1.ServicePort{{Name: "http", Port: 80}}
@@ -295,11 +298,16 @@ func (c *cluster) create(ctx context.Context, name string, n int) error {
 		}
 		meta.Labels = map[string]string{discoveryv1.LabelServiceName: meta.Name}
 		number, portName := int32(echo.PortEcho), "http"
-		_, err := c.api.Client.DiscoveryV1().EndpointSlices("default").Create(ctx, &discoveryv1.EndpointSlice{
+		slice := &discoveryv1.EndpointSlice{
 			ObjectMeta: meta, AddressType: discoveryv1.AddressTypeIPv4,
 			Ports:     []discoveryv1.EndpointPort{{Name: &portName, Port: &number}},
 			Endpoints: []discoveryv1.Endpoint{{Addresses: []string{lab.MustPlace("pod-a1").IPv4.String()}}},
-		}, metav1.CreateOptions{})
+		}
+		for j := 1; j < endpoints; j++ {
+			k := i*endpoints + j
+			slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{Addresses: []string{fmt.Sprintf("10.245.%d.%d", k/250, 1+k%250)}})
+		}
+		_, err := c.api.Client.DiscoveryV1().EndpointSlices("default").Create(ctx, slice, metav1.CreateOptions{})
 		return err
 	})
 }
@@ -319,7 +327,7 @@ func (c *cluster) each(n int, fn func(i int) error) error {
 	return errors.Join(errs...)
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

@@ -92,7 +92,7 @@ func (c column) up(t *testing.T, bridge bool, agentArgs ...string) *lab.Lab {
 
 // prepareNodes sets what tests rely on in the nodes' namespaces: as many ICMP
 // errors as there are refusals, and a time stamp in every conntrack entry.
-func prepareNodes(t *testing.T, l *lab.Lab) {
+func prepareNodes(t testing.TB, l *lab.Lab) {
 	t.Helper()
 	for _, node := range lab.PlacesOf(lab.Node) {
 		err := l.Do(node.Name, func() error {
@@ -113,7 +113,7 @@ func prepareNodes(t *testing.T, l *lab.Lab) {
 }
 
 // startAgents starts an agent on both nodes.
-func startAgents(t *testing.T, l *lab.Lab, args ...string) {
+func startAgents(t testing.TB, l *lab.Lab, args ...string) {
 	t.Helper()
 	if err := l.StartAgents(t.Context(), args...); err != nil {
 		t.Fatal(err)

@@ -65,7 +65,7 @@ func foreignRules(saved string) string {
 }
 
 // inPlace runs a command and returns what it prints; it must succeed.
-func inPlace(t *testing.T, l *lab.Lab, place string, argv ...string) string {
+func inPlace(t testing.TB, l *lab.Lab, place string, argv ...string) string {
 	t.Helper()
 	cmd := l.Command(t.Context(), place, argv...)
 	var complaint strings.Builder // apart: iptables warns about the other back end in the midst of its output
@@ -237,7 +237,7 @@ func eventually(t *testing.T, within time.Duration, check func() error) {
 }
 
 // apply writes the manifests of Services.
-func apply(t *testing.T, l *lab.Lab, list ...svc) {
+func apply(t testing.TB, l *lab.Lab, list ...svc) {
 	t.Helper()
 	for _, s := range list {
 		if err := l.Apply(s.name+".yaml", s.objects()...); err != nil {

@@ -195,6 +195,10 @@ func TestMain(m *testing.M) {
 		holdConnection(fields[0], fields[1])
 		os.Exit(0)
 	}
+	if len(fields) > 2 && fields[2] == "many" {
+		holdMany(fields[1])
+		os.Exit(0)
+	}
 	ask := func() (answer, error) { return askHere(fields[0], fields[1], "", 0) }
 	if len(fields) > 2 && fields[2] == "unconnected" {
 		ask = func() (answer, error) { return askUnconnected(fields[0], fields[1:2]) }

@@ -201,7 +201,13 @@ func TestP1P2P3Terminate(t *testing.T) {
 // then how the connection ended.
 func (n *testNet) hold(t testing.TB, cgroup, network, addr string) <-chan string {
 	t.Helper()
-	cmd := clientProcess(t, cgroup, network, addr, "hold")
+	return n.saying(t, cgroup, network, addr, "hold")
+}
+
+// saying starts a client process in Pod b and returns the lines that it writes.
+func (n *testNet) saying(t testing.TB, cgroup, network, addr, action string) <-chan string {
+	t.Helper()
+	cmd := clientProcess(t, cgroup, network, addr, action)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
