@@ -32,10 +32,20 @@ iptables: {minSyncPeriod: 100ms}
 conntrack: {maxPerCore: 0}
 oomScoreAdj: 0
 `, c.api.AdminKubeconfig(), lab.ClusterCIDRs[0], lab.ClusterCIDRs[1]), 0o600))
+	for _, mode := range []string{lab.ModeIPTables, lab.ModeEBPF} {
+		t.Run(mode, func(t *testing.T) { c.migrate(t, config, mode) })
+	}
+}
+
+func (c *cluster) migrate(t *testing.T, config, mode string) {
 	serves := func(stage string) {
 		t.Helper()
 		eventually(t, 2*patience, func() error {
-			return errors.Join(answers(t, c.Lab, "web", everyPod), onNode(t, c.Lab, "web node-b", everyPod), onNode(t, c.Lab, "empty node-a", refused))
+			v6 := nodePortFlow(c.Lab, "web node-a", everyPod, true)
+			cluster := nodePortFlow(c.Lab, "web cluster", everyPod, true) // what is written last
+			cluster.from = lab.MustPlace("node-b")
+			return errors.Join(answers(t, c.Lab, "web", everyPod), onNode(t, c.Lab, "web node-b", everyPod), onNode(t, c.Lab, "empty node-a", refused),
+				v6.check(t.Context()), cluster.check(t.Context()))
 		})
 		t.Log(stage)
 	}
@@ -55,14 +65,20 @@ oomScoreAdj: 0
 
 	eachNode(kubeProxy)
 	serves("kube-proxy serves")
-	held := hold(t, c.Lab, 20, "client", "web node-a", "web external")
-	held = append(held, hold(t, c.Lab, 20, "pod-a1", "web cluster")...)
-	held = append(held, hold(t, c.Lab, 20, "node-b", "web cluster")...)
+	open := hold
+	if mode == lab.ModeEBPF { // a UDP flow begins anew with its next datagram
+		open = func(t *testing.T, l *lab.Lab, n int, from string, targets ...string) []heldFlow {
+			return holdOver(t, l, echo.TCP, n, from, targets...)
+		}
+	}
+	held := open(t, c.Lab, 20, "client", "web node-a", "web external")
+	held = append(held, open(t, c.Lab, 20, "pod-a1", "web cluster")...)
+	held = append(held, open(t, c.Lab, 20, "node-b", "web cluster")...)
 	s := startStream(c.Lab, "client", "web node-b", echo.TCP, false)
 
 	eachNode(func(node string) {
 		must(t, c.Stop("kube-proxy-"+node))
-		must(t, c.StartAgent(t.Context(), node, "--config", config, "--remove-kube-proxy-rules", "--mode", "iptables"))
+		must(t, c.StartAgent(t.Context(), node, "--config", config, "--remove-kube-proxy-rules", "--mode", mode))
 	})
 	serves("nodeproxy serves")
 	pingAll(t, held)

@@ -32,7 +32,7 @@ type handover struct {
 	log       *slog.Logger
 	poll      time.Duration
 	kubeProxy bool // its chains are to be removed
-	chains    bool // our iptables chains are here, and this is ebpf mode
+	chains    bool // iptables chains, ours or kube-proxy's, are here, and this is ebpf mode
 	programs  bool // our programs are here, and this is iptables mode
 	ebpf      ebpf.Options
 	// reserve keeps the ports of the old mode's connections from the new one.
@@ -59,8 +59,8 @@ func prepare(ctx context.Context, opts *runOptions, mode string, log *slog.Logge
 		if err != nil {
 			return nil, fmt.Errorf("look for rules of iptables mode: %w", err)
 		}
-		if h.chains = len(own) > 0; h.chains {
-			log.Info("taking over from iptables mode; its flows go on until they end", "found", describe(own))
+		if h.chains = len(own) > 0 || h.kubeProxy; h.chains {
+			log.Info("taking over from iptables mode; its flows go on until they end", "found", describe(append(own, theirs...)))
 		}
 		return h, nil
 	}
@@ -96,7 +96,7 @@ func describe(found []iptables.Found) string {
 // finish is called when the new mode is in place. It returns when nothing of
 // the old one is left, or ctx ends; then the next start goes on with it.
 func (h *handover) finish(ctx context.Context) {
-	if h.kubeProxy {
+	if h.kubeProxy && !h.chains {
 		h.report("kube-proxy's rules removed", iptables.RemoveKubeProxy(ctx))
 	}
 	switch {
@@ -120,13 +120,17 @@ func (h *handover) report(done string, err error) {
 // ones pass when there are none. UDP is not waited for: its next packet meets
 // the programs first.
 func (h *handover) drainChains(ctx context.Context) error {
-	if err := iptables.Retire(ctx); err != nil {
+	err := iptables.Retire(ctx)
+	if h.kubeProxy {
+		err = errors.Join(err, iptables.RetireKubeProxy(ctx))
+	}
+	if err != nil {
 		return err
 	}
 	if err := h.keepPorts(); err != nil { // of those that began meanwhile
 		return err
 	}
-	err := h.wait(ctx, func() (bool, error) {
+	err = h.wait(ctx, func() (bool, error) {
 		flows, err := iptables.TranslatedFlows()
 		udp := func(f iptables.Translated) bool { return f.Protocol == unix.IPPROTO_UDP }
 		return len(slices.DeleteFunc(flows, udp)) == 0, err
@@ -135,7 +139,11 @@ func (h *handover) drainChains(ctx context.Context) error {
 		return err
 	}
 	h.settled()
-	return iptables.Cleanup(ctx)
+	err = iptables.Cleanup(ctx)
+	if h.kubeProxy {
+		err = errors.Join(err, iptables.RemoveKubeProxy(ctx))
+	}
+	return err
 }
 
 // keepPorts reserves the ports of connections that conntrack translates.

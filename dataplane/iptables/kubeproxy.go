@@ -25,6 +25,15 @@ func kubeProxys(chain string) bool {
 // kernel. Two proxies must not be active at once (pitfall P42).
 func KubeProxy(ctx context.Context) ([]Found, error) { return find(ctx, kubeProxys) }
 
+// RetireKubeProxy removes the chains by which kube-proxy decides on new flows,
+// for when eBPF mode has taken over. KUBE-FORWARD stays: conntrack goes on with
+// flows that are open for as long as some rule asks for it, and that one lets
+// them pass.
+func RetireKubeProxy(ctx context.Context) error {
+	decides := func(chain string) bool { return kubeProxys(chain) && chain != "KUBE-FORWARD" }
+	return remove(ctx, decides, "nat", "filter", "mangle")
+}
+
 // RemoveKubeProxy removes kube-proxy's chains and the jumps to them, and
 // nothing else: what `kube-proxy --cleanup` does.
 func RemoveKubeProxy(ctx context.Context) error {
