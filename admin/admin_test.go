@@ -60,7 +60,7 @@ func TestExplain(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e := Explain(tb, q.packet(tb))
+		e := Explain(tb, q.Packet(&tb.Node))
 		text := strings.Join(e.Steps, "\n")
 		if e.Verdict != test.verdict {
 			t.Errorf("%s: %s, want %s:\n%s", name, e.Verdict, test.verdict, text)
@@ -95,8 +95,11 @@ func (kernel) Services(context.Context) ([]view.Frontend, error) {
 	return []view.Frontend{{Pod: "reject"}}, nil
 }
 func (kernel) Backends(context.Context) ([]view.Backend, error) { return nil, nil }
-func (kernel) Counts(context.Context) ([]view.Count, error)     { return nil, nil }
-func (kernel) Flows(context.Context) ([]view.Flow, error)       { return nil, errors.New("broken") }
+func (kernel) Explain(context.Context, service.Packet) (view.Answer, error) {
+	return view.Answer{How: "the kernel", Verdict: "translate", Backends: []view.AnswerBackend{{Address: "10.244.2.8:8080"}}}, nil
+}
+func (kernel) Counts(context.Context) ([]view.Count, error) { return nil, nil }
+func (kernel) Flows(context.Context) ([]view.Flow, error)   { return nil, errors.New("broken") }
 func (kernel) Affinities(context.Context) ([]view.Affinity, error) {
 	return nil, nil
 }
@@ -149,6 +152,11 @@ func TestServer(t *testing.T) {
 	}
 	if err := Get(t.Context(), path, PathFlows, nil, &[]view.Flow{}); err == nil || !strings.Contains(err.Error(), "broken") {
 		t.Errorf("flows that can not be read: %v", err)
+	}
+	var e Explanation // the kernel leads to an endpoint that there should not be
+	q := Question{From: netip.MustParseAddr("10.244.1.9"), To: netip.MustParseAddrPort("10.96.0.1:80"), Protocol: service.TCP}
+	if err := Get(t.Context(), path, "/v1/explain", q.Values(), &e); err != nil || !strings.Contains(e.Differs, "may lead to 10.244.2.8:8080") || !strings.Contains(strings.Join(e.Steps, " "), "THE KERNEL DIFFERS") {
+		t.Errorf("explain %+v: %v", e, err)
 	}
 	cancel()
 	if err := <-done; err != nil {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/nodeproxy/nodeproxy/dataplane/view"
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
@@ -16,6 +17,10 @@ type Explanation struct {
 	Verdict  string      `json:"verdict"`
 	Service  string      `json:"service,omitempty"`
 	Backends []Candidate `json:"backends,omitempty"`
+	// Kernel is what the kernel's own rules or programs say, if they were asked,
+	// and Differs how that is not what the agent says.
+	Kernel  *view.Answer `json:"kernel,omitempty"`
+	Differs string       `json:"differs,omitempty"`
 }
 
 // Candidate is a backend that a packet may be led to.

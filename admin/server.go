@@ -32,6 +32,8 @@ type Server struct {
 	Verify func(context.Context) ([]view.Difference, error)
 	// Repair asks for a full sync, and returns how that went.
 	Repair func(context.Context) error
+	// Pod finds the addresses of a Pod in the agent's source.
+	Pod func(context.Context, service.Name) ([]netip.Addr, error)
 	// Watch tells of what happens until ctx ends, and calls ready when it does.
 	Watch func(ctx context.Context, ready func(), emit func(view.Event)) error
 }
@@ -44,6 +46,8 @@ type Kernel interface {
 	Flows(context.Context) ([]view.Flow, error)
 	Affinities(context.Context) ([]view.Affinity, error)
 	Counts(context.Context) ([]view.Count, error)
+	// Explain tells what becomes of the first packet of a flow.
+	Explain(context.Context, service.Packet) (view.Answer, error)
 }
 
 // Paths of what a Kernel shows.
@@ -53,6 +57,7 @@ const (
 	PathFlows      = "/v1/flows"
 	PathAffinities = "/v1/affinity"
 	PathCounts     = "/v1/counts"
+	PathPod        = "/v1/pod"
 )
 
 // errNothing is told to who asks before there is an answer.
@@ -116,17 +121,39 @@ func (s *Server) handler() http.Handler {
 	mux.HandleFunc("POST /v1/repair", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, struct{}{}, s.Repair(r.Context()))
 	})
+	mux.HandleFunc("GET "+PathPod, func(w http.ResponseWriter, r *http.Request) {
+		found, err := s.Pod(r.Context(), service.Name{Namespace: r.URL.Query().Get("namespace"), Name: r.URL.Query().Get("name")})
+		answer(w, found, err)
+	})
 	mux.HandleFunc("GET /v1/explain", func(w http.ResponseWriter, r *http.Request) {
 		q, err := ParseQuestion(r.URL.Query())
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		var e Explanation
-		err = s.inspect(r.Context(), func(t *service.Table) { e = Explain(t, q.packet(t)) })
+		e, err := s.explain(r.Context(), q)
 		answer(w, e, err)
 	})
 	return mux
+}
+
+// explain asks the Table, and the kernel.
+func (s *Server) explain(ctx context.Context, q Question) (Explanation, error) {
+	var e Explanation
+	var p service.Packet
+	err := s.inspect(ctx, func(t *service.Table) {
+		p = q.Packet(&t.Node)
+		e = Explain(t, p)
+	})
+	if err != nil || s.Kernel == nil || q.AgentOnly || p.Destination.Addr().IsLoopback() {
+		return e, err // what is served on loopback is not for rules and programs at interfaces
+	}
+	a, err := s.Kernel.Explain(ctx, p)
+	if err != nil {
+		return e, fmt.Errorf("ask the kernel: %w", err)
+	}
+	e.take(a, p)
+	return e, nil
 }
 
 // show serves rows.
@@ -170,6 +197,7 @@ type Question struct {
 	To        netip.AddrPort
 	Protocol  service.Protocol
 	Interface string // by which the packet comes; empty for a guess
+	AgentOnly bool   // the kernel is not to be asked
 }
 
 // Values writes the question as a query.
@@ -177,6 +205,9 @@ func (q Question) Values() url.Values {
 	v := url.Values{"to": {q.To.String()}, "protocol": {q.Protocol.String()}, "interface": {q.Interface}}
 	if q.From.IsValid() {
 		v.Set("from", q.From.String())
+	}
+	if q.AgentOnly {
+		v.Set("agentOnly", "true")
 	}
 	return v
 }
@@ -202,22 +233,22 @@ func ParseQuestion(v url.Values) (q Question, err error) {
 	if q.From.IsValid() && service.FamilyOf(q.From) != service.FamilyOf(q.To.Addr()) {
 		return q, fmt.Errorf("from %s to %s: these are of two families", q.From, q.To)
 	}
-	q.Interface = v.Get("interface")
+	q.Interface, q.AgentOnly = v.Get("interface"), v.Get("agentOnly") == "true"
 	return q, nil
 }
 
-// packet is the first packet of the flow that is asked about.
-func (q Question) packet(t *service.Table) service.Packet {
+// Packet is the first packet of the flow that is asked about.
+func (q Question) Packet(node *service.NodeFacts) service.Packet {
 	p := service.Packet{Source: netip.AddrPortFrom(q.From, 0), Destination: q.To, Protocol: q.Protocol, Interface: q.Interface}
 	family := service.FamilyOf(q.To.Addr())
 	if !q.From.IsValid() {
 		p.Source = netip.AddrPortFrom(netip.MustParseAddr([]string{"127.0.0.1", "::1"}[family]), 0)
-		if local := t.Node.Local[family]; len(local) > 0 {
+		if local := node.Local[family]; len(local) > 0 {
 			p.Source = netip.AddrPortFrom(local[0], 0)
 		}
 		return p
 	}
-	if p.Interface == "" && !t.Node.IsLocal(q.From) {
+	if p.Interface == "" && !node.IsLocal(q.From) {
 		p.Interface = "?" // it comes from elsewhere, by some interface
 	}
 	return p

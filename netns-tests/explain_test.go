@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/nodeproxy/nodeproxy/admin"
@@ -41,7 +42,48 @@ func TestP53ExplainIsWhatHappens(t *testing.T) {
 			}
 		}
 		wg.Wait()
+		t.Logf("%d questions so far", questions.Load())
+		explainByName(t, l)
 	})
+}
+
+// explainByName asks with the name of a Pod, and then the kernel alone.
+func explainByName(t *testing.T, l *lab.Lab) {
+	t.Helper()
+	to := find("web").addr("cluster", 80, true)
+	argv := []string{l.Options().Binary, "explain", "--instance", l.Netns("node-a"), "--from"}
+	for _, from := range [][]string{{"pod", "default/pod-a1"}, {"pod/default/pod-a1"}} {
+		out := inPlace(t, l, "node-a", append(append(argv, from...), to.String())...)
+		for _, want := range []string{"TCP packet from " + lab.MustPlace("pod-a1").Addr(true).String() + " to " + to.String(), "the source is a Pod", "one of 4 endpoints", "asked "} {
+			if !strings.Contains(out, want) {
+				t.Errorf("--from %v: no %q in\n%s", from, want, out)
+			}
+		}
+	}
+	if out, err := l.Command(t.Context(), "node-a", append(argv, "pod", "default/nobody", to.String())...).CombinedOutput(); err == nil || !strings.Contains(string(out), "give its address instead") {
+		t.Errorf("a Pod that is unknown: %v\n%s", err, out)
+	}
+	// Somebody breaks what the kernel has: the answers differ.
+	if l.Options().Mode == lab.ModeEBPF {
+		emptyMap(t, l, "frontends")
+	} else {
+		inPlace(t, l, "node-a", "ip6tables-"+backendOf(l), "-t", "nat", "-F", "NODEPROXY-SERVICES")
+	}
+	if out := inPlace(t, l, "node-a", append(argv, "node", to.String())...); !strings.Contains(out, "THE KERNEL DIFFERS") {
+		t.Errorf("the kernel is broken:\n%s", out)
+	}
+	if err := l.KillAgent("node-a"); err != nil {
+		t.Fatal(err)
+	}
+	if out := inPlace(t, l, "node-a", append(argv, "node", to.String())...); !strings.Contains(out, "asked ") {
+		t.Errorf("without an agent:\n%s", out)
+	}
+}
+
+// backendOf is the iptables back end that a lab's agents were told to use.
+func backendOf(l *lab.Lab) string {
+	args := l.Options().AgentArgs
+	return args[slices.Index(args, "--iptables-backend")+1]
 }
 
 func explainAll(t *testing.T, l *lab.Lab, from string, places []string, network echo.Network) {
@@ -56,17 +98,27 @@ func explainAll(t *testing.T, l *lab.Lab, from string, places []string, network 
 	}
 }
 
+// questions counts those whose answer was compared with the kernel's and
+// with live traffic.
+var questions atomic.Int64
+
 // asExplained asks the agent of node-a, and dials.
 func (f flow) asExplained(ctx context.Context) error {
 	q := admin.Question{From: f.from.Addr(f.v6), To: f.to, Protocol: service.TCP}
 	if f.network == echo.UDP {
 		q.Protocol = service.UDP
 	}
+	defer questions.Add(1)
+	// A copy of the programs takes some tenths of a second to load.
+	q.AgentOnly = questions.Load()%4 != 0 && f.lab.Options().Mode == lab.ModeEBPF
 	var e admin.Explanation
 	if err := admin.Get(ctx, admin.Socket(f.lab.Netns("node-a")), "/v1/explain", q.Values(), &e); err != nil {
 		return err
 	}
 	explained := strings.Join(e.Steps, "\n")
+	if e.Kernel == nil != q.AgentOnly || e.Differs != "" {
+		return fmt.Errorf("the kernel says something else; explained as\n%s", explained)
+	}
 	switch e.Verdict {
 	case "untouched":
 		return nil // what the network makes of it is no matter of the agent's

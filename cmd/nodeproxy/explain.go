@@ -1,9 +1,13 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
+	"net/url"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -16,48 +20,136 @@ func newExplainCommand() *cobra.Command {
 	var a asking
 	var from, iface string
 	cmd := &cobra.Command{
-		Use:   "explain TO:PORT[/PROTOCOL]",
+		Use:   "explain [--from ADDRESS|pod NAMESPACE/NAME|node] TO:PORT[/PROTOCOL]",
 		Short: "Tell what would become of a packet on this node, and why",
-		Long: `Tell what would become of the first packet of a flow on this node, and why, from what
-the running agent makes of the Services: step by step, in the same words in every mode.`,
+		Long: `Tell what would become of the first packet of a flow on this node, and why: from what the
+running agent makes of the Services, step by step, in the same words in every mode; and from
+what the kernel has. In iptables mode the packet is led through the rules that the kernel
+holds, in ebpf mode a copy of the programs is run on the maps that it holds. Where the
+kernel's answer differs from the agent's, that is said. Nothing is sent or changed.
+
+Where no agent answers, the kernel alone is asked.`,
 		Example: `  nodeproxy explain 10.96.0.10:80
   nodeproxy explain --from 10.244.1.7 10.96.0.10:53/UDP
+  nodeproxy explain --from pod default/web-1 10.96.0.10:53/UDP
   nodeproxy explain --from 203.0.113.5 192.168.77.11:30080 -o json`,
-		Args: cobra.ExactArgs(1),
+		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			q, err := question(from, args[0], iface)
+			from, to, err := explainArgs(from, args)
 			if err != nil {
 				return err
 			}
-			var e admin.Explanation
-			if err := admin.Get(cmd.Context(), admin.Socket(a.instance), "/v1/explain", q.Values(), &e); err != nil {
+			q, err := a.question(cmd.Context(), from, to, iface)
+			if err != nil {
+				return err
+			}
+			e, err := a.explain(cmd, q)
+			if err != nil {
 				return err
 			}
 			return a.print(cmd.OutOrStdout(), e, func(w io.Writer) { fmt.Fprintln(w, strings.Join(e.Steps, "\n")) })
 		},
+		ValidArgsFunction: completeFrontends(&a.instance),
 	}
 	a.register(cmd)
-	cmd.Flags().StringVar(&from, "from", "node", "address that the packet comes from, or node for this node itself")
+	cmd.Flags().StringVar(&from, "from", "node", "address that the packet comes from; pod NAMESPACE/NAME; or node for this node itself")
 	cmd.Flags().StringVar(&iface, "interface", "", "interface that it comes by, where Pods are told by interfaces")
 	return cmd
 }
 
-// question reads what explain is asked.
-func question(from, to, iface string) (admin.Question, error) {
+// explainArgs joins "--from pod" with the name that follows it.
+func explainArgs(from string, args []string) (source, to string, err error) {
+	if from == "pod" && len(args) == 2 {
+		return "pod/" + args[0], args[1], nil
+	}
+	if from == "pod" || len(args) != 1 {
+		return "", "", errors.New("use explain [--from ADDRESS|pod NAMESPACE/NAME|node] TO:PORT[/PROTOCOL]")
+	}
+	return from, args[0], nil
+}
+
+// question reads what explain is asked. A Pod's address is asked for.
+func (a *asking) question(ctx context.Context, from, to, iface string) (admin.Question, error) {
 	target, protocol, ok := strings.Cut(to, "/")
 	if !ok {
 		protocol = service.TCP.String()
 	}
 	q := admin.Question{Interface: iface}
-	if from != "node" {
-		a, err := netip.ParseAddr(from)
+	switch pod, isPod := strings.CutPrefix(from, "pod/"); {
+	case isPod:
+		dst, err := netip.ParseAddrPort(target)
 		if err != nil {
-			return q, fmt.Errorf("--from %q: use an IP address, or node", from)
+			return q, fmt.Errorf("to %q: use ADDRESS:PORT", target)
 		}
-		q.From = a
+		if q.From, err = a.podAddress(ctx, pod, service.FamilyOf(dst.Addr())); err != nil {
+			return q, err
+		}
+	case from != "node":
+		addr, err := netip.ParseAddr(from)
+		if err != nil {
+			return q, fmt.Errorf("--from %q: use an IP address, pod NAMESPACE/NAME, or node", from)
+		}
+		q.From = addr
 	}
 	values := q.Values()
 	values.Set("to", target)
 	values.Set("protocol", strings.ToUpper(protocol))
 	return admin.ParseQuestion(values)
+}
+
+// podAddress asks the agent for a Pod's address of a family.
+func (a *asking) podAddress(ctx context.Context, pod string, family service.Family) (netip.Addr, error) {
+	name, err := parseName(pod)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("pod %w", err)
+	}
+	var found []netip.Addr
+	query := url.Values{"namespace": {name.Namespace}, "name": {name.Name}}
+	if err := admin.Get(ctx, admin.Socket(a.instance), admin.PathPod, query, &found); err != nil {
+		return netip.Addr{}, err
+	}
+	for _, addr := range found {
+		if service.FamilyOf(addr) == family {
+			return addr, nil
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("pod %s has no %s address", name, family)
+}
+
+// explain asks the agent, or the kernel alone.
+func (a *asking) explain(cmd *cobra.Command, q admin.Question) (admin.Explanation, error) {
+	var e admin.Explanation
+	err := admin.Get(cmd.Context(), admin.Socket(a.instance), "/v1/explain", q.Values(), &e)
+	if !errors.Is(err, admin.ErrNoAgent) {
+		return e, err
+	}
+	kernel, _, err := a.remains(cmd, err)
+	if err != nil {
+		return e, err
+	}
+	node, err := ownAddresses()
+	if err != nil {
+		return e, err
+	}
+	p := q.Packet(&node)
+	answer, err := kernel.Explain(cmd.Context(), p)
+	if err != nil {
+		return e, err
+	}
+	return admin.KernelOnly(answer, p), nil
+}
+
+// ownAddresses are the facts of this node that a packet's source is told by.
+func ownAddresses() (node service.NodeFacts, err error) {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return node, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range all {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().IsGlobalUnicast() {
+			f := service.FamilyOf(p.Addr())
+			node.Local[f] = append(node.Local[f], p.Addr())
+		}
+	}
+	return node, nil
 }

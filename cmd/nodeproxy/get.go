@@ -73,6 +73,10 @@ func (l listing[T]) command() *cobra.Command {
 // registerService adds the flag that asks for one Service.
 func registerService(cmd *cobra.Command, only *string) {
 	cmd.Flags().StringVar(only, "service", "", "show this Service alone: NAMESPACE/NAME")
+	instance := defaultInstance
+	if err := cmd.RegisterFlagCompletionFunc("service", completeServices(&instance)); err != nil {
+		panic(err) // the flag is there
+	}
 }
 
 // isOfService tells whether a port, namespace/name:port, is one of the Service

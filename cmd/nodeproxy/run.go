@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"syscall"
 	"time"
 
@@ -91,6 +92,7 @@ func run(ctx context.Context, opts *runOptions) error {
 	a := &agent{opts: opts, log: log, dataplane: dp, source: src, node: node, config: config, inPlace: takeOver.finish,
 		observer: newObserver(opts, mode, node.NodeName, client, log)}
 	a.observer.nodeName, a.observer.dataplane = node.NodeName, dp
+	a.pods = &podFinder{client: client, manifests: strings.TrimPrefix(opts.source, filePrefix)}
 	if err := a.observer.collect(dp); err != nil {
 		return err
 	}
@@ -116,6 +118,7 @@ type agent struct {
 	config    *kubeProxyConfig
 	observer  *observer
 	inPlace   func(context.Context) // runs beside the loop after the first sync
+	pods      *podFinder
 }
 
 // drive joins the source to the dataplane until ctx ends.
@@ -145,6 +148,7 @@ func (a *agent) drive(ctx context.Context) error {
 		Kernel: kernelOf(a.dataplane, func() (service.NodeFacts, bool) { return nodeFacts(ctx, inspect) }),
 		Verify: func(ctx context.Context) ([]view.Difference, error) { return verify(ctx, a.dataplane) },
 		Watch:  watchOf(a.dataplane),
+		Pod:    a.pods.find,
 		Repair: func(ctx context.Context) error { return askRepair(ctx, repair) }}
 	group.Go(func() error { return a.ask(ctx, socket) })
 	a.observer.serve(ctx, group)

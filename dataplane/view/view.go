@@ -154,6 +154,26 @@ type Event struct {
 	Packets uint64 `json:"packets,omitempty"`
 }
 
+// Answer is what the kernel's own rules or programs make of the first packet of
+// a flow.
+type Answer struct {
+	How      string          `json:"how"`     // it was asked
+	Verdict  string          `json:"verdict"` // untouched, translate, reject or drop
+	Backends []AnswerBackend `json:"backends,omitempty"`
+	// Complete tells that there are no other backends; else these are those that
+	// came up.
+	Complete bool   `json:"complete"`
+	Reason   string `json:"reason,omitempty"` // as the mode counts it
+	// Note says what was not looked at.
+	Note string `json:"note,omitempty"`
+}
+
+// AnswerBackend is one that the kernel may lead a packet to.
+type AnswerBackend struct {
+	Address    string `json:"address"`
+	Masquerade bool   `json:"masquerade"`
+}
+
 // SortFrontends puts rows into an order for reading.
 func SortFrontends(rows []Frontend) {
 	slices.SortFunc(rows, func(a, b Frontend) int {
