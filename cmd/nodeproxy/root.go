@@ -20,7 +20,7 @@ Services lead to Pods, either with iptables chains or with eBPF programs.`,
 		SilenceErrors: true,
 	}
 	root.AddCommand(newRunCommand(), newCleanupCommand(), newCheckCommand(), newLabCommand(), newVersionCommand(),
-		newStatusCommand(), newGetCommand(), newExplainCommand(), newVerifyCommand(), newWatchCommand(), newBenchCommand())
+		newStatusCommand(), newGetCommand(), newExplainCommand(), newVerifyCommand(), newWatchCommand(), newTopCommand(), newBenchCommand())
 	return root
 }
 

@@ -1,0 +1,170 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	tea "github.com/charmbracelet/bubbletea"
+
+	"github.com/nodeproxy/nodeproxy/dataplane/view"
+)
+
+// topKeys are the orders of top's lines.
+var topKeys = map[string]func(a, b *topLine) int{
+	"connections": func(a, b *topLine) int { return cmp.Compare(b.Connections, a.Connections) },
+	"bytes":       func(a, b *topLine) int { return cmp.Compare(b.bytes(), a.bytes()) },
+	"drops":       func(a, b *topLine) int { return cmp.Compare(b.Drops, a.Drops) },
+	"name":        func(a, b *topLine) int { return 0 },
+}
+
+// topModel is the state of top; it implements tea.Model.
+type topModel struct {
+	read  func(context.Context) ([]view.Count, error)
+	every time.Duration
+	order func(a, b *topLine) int
+	err   error
+
+	rows   []view.Count
+	seen   map[string]view.Traffic // at the look before, by key of a line
+	rates  map[string]view.Traffic
+	at     time.Time
+	opened string // key of the Service whose backends are shown
+	cursor int
+	height int
+}
+
+func newTopModel(read func(context.Context) ([]view.Count, error), every time.Duration, order func(a, b *topLine) int) *topModel {
+	return &topModel{read: read, every: every, order: order, seen: map[string]view.Traffic{}, rates: map[string]view.Traffic{}}
+}
+
+// looked is the answer to a look.
+type looked struct {
+	rows []view.Count
+	err  error
+	at   time.Time
+}
+
+// Init implements tea.Model.
+func (m *topModel) Init() tea.Cmd { return m.later() }
+
+func (m *topModel) later() tea.Cmd {
+	return tea.Tick(m.every, func(time.Time) tea.Msg {
+		rows, err := m.read(context.Background())
+		return looked{rows, err, time.Now()}
+	})
+}
+
+// Update implements tea.Model.
+func (m *topModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
+	switch msg := msg.(type) {
+	case looked:
+		if msg.err != nil {
+			m.err = msg.err
+			return m, tea.Quit
+		}
+		m.take(msg.rows, msg.at)
+		return m, m.later()
+	case tea.WindowSizeMsg:
+		m.height = msg.Height
+	case tea.KeyMsg:
+		return m, m.key(msg.String())
+	}
+	return m, nil
+}
+
+func (m *topModel) key(k string) tea.Cmd {
+	lines := m.lines()
+	switch k {
+	case "q", "ctrl+c":
+		return tea.Quit
+	case "up", "k":
+		m.cursor = max(0, m.cursor-1)
+	case "down", "j":
+		m.cursor = max(0, min(len(lines)-1, m.cursor+1))
+	case "enter":
+		if m.opened == "" && m.cursor < len(lines) {
+			m.opened, m.cursor = lines[m.cursor].key, 0
+		}
+	case "esc", "left", "backspace":
+		m.opened, m.cursor = "", 0
+	case "c", "b", "d", "n":
+		for name, order := range topKeys {
+			if strings.HasPrefix(name, k) {
+				m.order = order
+			}
+		}
+	}
+	return nil
+}
+
+// take notes a look, and what came since the one before.
+func (m *topModel) take(rows []view.Count, now time.Time) {
+	seen := map[string]view.Traffic{}
+	seconds := now.Sub(m.at).Seconds()
+	note := func(key string, t view.Traffic) {
+		seen[key] = t
+		before, ok := m.seen[key]
+		if !ok || seconds <= 0 {
+			return
+		}
+		since := func(now, before uint64) uint64 { return uint64(float64(now-min(now, before))/seconds + 0.5) }
+		rate := view.Traffic{Connections: since(t.Connections, before.Connections), Drops: since(t.Drops, before.Drops)}
+		for i := range rate.Bytes {
+			rate.Bytes[i] = since(t.Bytes[i], before.Bytes[i])
+		}
+		m.rates[key] = rate
+	}
+	for _, r := range rows {
+		note(keyOf(&r), r.Traffic)
+		for _, b := range r.Backends {
+			note(keyOf(&r)+b.Address, b.Traffic)
+		}
+	}
+	m.rows, m.seen, m.at = rows, seen, now
+	m.cursor = max(0, min(m.cursor, len(m.lines())-1))
+}
+
+func keyOf(r *view.Count) string { return r.Name + "/" + r.Protocol + "/" + r.FamilyIs + " " }
+
+// lines are those to show, in their order.
+func (m *topModel) lines() []topLine {
+	var out []topLine
+	for i := range m.rows {
+		r := &m.rows[i]
+		key := keyOf(r)
+		switch m.opened {
+		case "":
+			out = append(out, topLine{key, r.Name, r.Protocol + "/" + r.FamilyIs, r.Traffic, m.rates[key]})
+		case key:
+			for _, b := range r.Backends {
+				out = append(out, topLine{key + b.Address, b.Address, r.Protocol, b.Traffic, m.rates[key+b.Address]})
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(a, b topLine) int { return m.order(&a, &b) })
+	return out
+}
+
+// table is everything there is, for an output that is no terminal.
+func (m *topModel) table() string { return tableOf("SERVICE", m.lines(), -1) }
+
+// View implements tea.Model.
+func (m *topModel) View() string {
+	lines, what, head := m.lines(), "SERVICE", "nodeproxy top  "
+	if m.opened != "" {
+		what = "BACKEND"
+		head += "backends of " + m.opened
+	} else {
+		head += fmt.Sprintf("%d ports of Services", len(lines))
+	}
+	first := 0
+	if room := m.height - 4; room > 0 && len(lines) > room { // around the cursor
+		first = max(0, min(m.cursor-room/2, len(lines)-room))
+		lines = lines[first : first+room]
+	}
+	return head + "\n\n" + tableOf(what, lines, m.cursor-first) + "\n[enter] backends  [esc] back  [c]onnections [b]ytes [d]rops [n]ame  [q]uit"
+}
