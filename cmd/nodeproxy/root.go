@@ -20,7 +20,8 @@ Services lead to Pods, either with iptables chains or with eBPF programs.`,
 		SilenceErrors: true,
 	}
 	root.AddCommand(newRunCommand(), newCleanupCommand(), newCheckCommand(), newLabCommand(), newVersionCommand(),
-		newStatusCommand(), newGetCommand(), newExplainCommand(), newVerifyCommand(), newWatchCommand(), newTopCommand(), newBenchCommand())
+		newStatusCommand(), newGetCommand(), newExplainCommand(), newVerifyCommand(), newWatchCommand(), newTopCommand(),
+		newPortForwardCommand(), newProxyCommand(), newManCommand(), newBenchCommand())
 	return root
 }
 

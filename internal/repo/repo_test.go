@@ -31,6 +31,7 @@ var allowed = map[string][]string{
 	"bench":                   {"bench/load", "lab", "lab/controlplane", "lab/echo", "lab/manifest"},
 	"bench/load":              {},
 	"deploy":                  {},
+	"forward":                 {},
 	"metrics":                 {"service"},
 	"admin":                   {"service", "dataplane/view"},
 	"health":                  {"service"},

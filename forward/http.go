@@ -1,0 +1,120 @@
+package forward
+
+import (
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/netip"
+	"net/url"
+	"strings"
+)
+
+// Target is what a path of the API server's proxy names.
+type Target struct {
+	Kind      string // services or pods
+	Namespace string
+	Name      string
+	Port      string // a number or a name; empty for the only one
+	TLS       bool
+}
+
+// String is the target as it stands in a path.
+func (t Target) String() string {
+	name := t.Name
+	if t.TLS {
+		name = "https:" + name
+	}
+	if t.Port != "" {
+		name += ":" + t.Port
+	}
+	return "/api/v1/namespaces/" + t.Namespace + "/" + t.Kind + "/" + name + "/proxy"
+}
+
+// ParsePath reads /api/v1/namespaces/NAMESPACE/services/[https:]NAME[:PORT]/proxy/REST,
+// and the same with pods.
+func ParsePath(path string) (t Target, rest string, err error) {
+	parts := strings.SplitN(strings.TrimPrefix(path, "/api/v1/namespaces/"), "/", 5)
+	if !strings.HasPrefix(path, "/api/v1/namespaces/") || len(parts) < 4 || parts[3] != "proxy" || parts[1] != "services" && parts[1] != "pods" {
+		return t, "", fmt.Errorf("path %s: use /api/v1/namespaces/NAMESPACE/services/[https:]NAME[:PORT]/proxy/, or pods", path)
+	}
+	t = Target{Namespace: parts[0], Kind: parts[1]}
+	words := strings.Split(parts[2], ":")
+	switch {
+	case len(words) == 1:
+		t.Name = words[0]
+	case len(words) == 2:
+		t.Name, t.Port = words[0], words[1]
+		if t.Name == "https" || t.Name == "http" { // without a port
+			t.TLS, t.Name, t.Port = t.Name == "https", words[1], ""
+		}
+	case len(words) == 3 && (words[0] == "http" || words[0] == "https" || words[0] == ""):
+		t.TLS, t.Name, t.Port = words[0] == "https", words[1], words[2]
+	default:
+		return t, "", fmt.Errorf("%s: use [https:]NAME[:PORT]", parts[2])
+	}
+	rest = "/"
+	if len(parts) == 5 {
+		rest += parts[4]
+	}
+	return t, rest, nil
+}
+
+// Proxy answers requests under the API server's paths for the proxies of
+// Services and Pods. Find chooses an endpoint. As the API server does, it does
+// not look at the certificates of https: endpoints.
+type Proxy struct {
+	Find func(*http.Request, Target) (netip.AddrPort, error)
+}
+
+// ServeHTTP implements [http.Handler]. A name in the Host header other than
+// localhost is refused: else a page of the web could make a browser ask
+// (DNS rebinding).
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !isLocalName(r.Host) {
+		http.Error(w, "ask by address or as localhost", http.StatusForbidden)
+		return
+	}
+	target, rest, err := ParsePath(r.URL.EscapedPath())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	}
+	to, err := p.Find(r, target)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	path, err := url.PathUnescape(rest)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	scheme := map[bool]string{true: "https", false: "http"}[target.TLS]
+	(&httputil.ReverseProxy{
+		Transport: transport,
+		Rewrite: func(pr *httputil.ProxyRequest) {
+			pr.Out.URL.Scheme, pr.Out.URL.Host, pr.Out.Host = scheme, to.String(), ""
+			pr.Out.URL.Path, pr.Out.URL.RawPath = path, rest
+			pr.SetXForwarded()
+		},
+		ModifyResponse: func(resp *http.Response) error {
+			// A redirect within the endpoint leads here again.
+			if at, err := resp.Location(); err == nil && at.Host == to.String() {
+				resp.Header.Set("Location", target.String()+at.RequestURI())
+			}
+			return nil
+		},
+	}).ServeHTTP(w, r)
+}
+
+var transport = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, MaxIdleConnsPerHost: 4, ForceAttemptHTTP2: true}
+
+func isLocalName(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	_, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	return host == "localhost" || err == nil
+}
