@@ -33,6 +33,12 @@ help: ## Show the targets
 build: ## Build bin/nodeproxy
 	$(GO) build -o $(BIN) ./cmd/nodeproxy
 
+.PHONY: man
+man: build ## Write man pages and completions for shells into bin/man and bin/completion
+	./$(BIN) man bin/man
+	@mkdir -p bin/completion
+	for s in bash zsh fish; do ./$(BIN) completion $$s > bin/completion/nodeproxy.$$s || exit 1; done
+
 .PHONY: demo
 demo: root deps-lab build $(if $(filter kubernetes,$(SOURCE)),kube) ## Show on this machine how Services work (MODE=iptables, SOURCE=file)
 	./$(BIN) lab demo --mode $(MODE) --source $(SOURCE) --kube-bin $(KUBE_BIN)

@@ -126,13 +126,14 @@ func (f *endpointFinder) forward(cmd *cobra.Command, kind string, name service.N
 	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 	group, ctx := errgroup.WithContext(cmd.Context())
 	for _, p := range ports {
-		pick := func(ctx context.Context) (netip.AddrPort, error) {
-			if kind == "pods" {
-				return f.ofPod(ctx, name, p.port)
+		pick := func(ctx context.Context) (netip.AddrPort, error) { return f.ofService(ctx, name, p.port, p.protocol) }
+		if kind == "pods" {
+			at, err := f.ofPod(ctx, name, p.port)
+			if err != nil {
+				return err
 			}
-			return f.ofService(ctx, name, p.port, p.protocol)
-		}
-		if _, err := pick(ctx); err != nil { // what can not work is said at once
+			pick = func(context.Context) (netip.AddrPort, error) { return at, nil }
+		} else if _, err := pick(ctx); err != nil { // what can not work is said at once
 			return err
 		}
 		for _, address := range addresses {
