@@ -125,6 +125,9 @@ type Sample struct {
 	Amount float64  `json:"amount,omitempty"`
 	// Instructions are those of all CPUs, 0 where there are no counters.
 	Instructions uint64 `json:"instructions,omitempty"`
+	// Rank is where the Service stands in the list of rules that a first packet
+	// is compared with, 0 to 1, where there is such a list.
+	Rank float64 `json:"rank,omitempty"`
 	// Agent is what the agent of node-a used, for control plane works.
 	Agent Usage `json:"agent,omitzero"`
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -61,6 +62,10 @@ func (s *site) startAPI(ctx context.Context, all []any) (err error) {
 	wg.Wait()
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
+	}
+	if !isKubeProxy(s.column) {
+		s.SetStore(s.api)
+		return nil
 	}
 	return s.writeKubeProxyFiles()
 }
@@ -159,4 +164,32 @@ func (s *site) kubeProxyArgv(node string) []string {
 func (s *site) startKubeProxy(node string) error {
 	_, err := s.Start(node, s.agentProcess(node), s.kubeProxyArgv(node)...)
 	return err
+}
+
+// findRanks learns where the rules of used Services stand in the list that a
+// first packet is compared with. kube-proxy writes it in no order.
+func (s *site) findRanks(ctx context.Context) error {
+	if s.column != KubeProxyIPTables {
+		return nil
+	}
+	out, err := s.Command(ctx, "node-a", "iptables-legacy", "-t", "nat", "-S", "KUBE-SERVICES").Output()
+	if err != nil {
+		return fmt.Errorf("read the rules of kube-proxy: %w", err)
+	}
+	s.ranks = map[used]float64{}
+	for _, u := range usedBy(s.group) {
+		s.ranks[u] = rank(string(out), u.clusterIP(4).String())
+	}
+	return nil
+}
+
+// rank is the place, 0 to 1, of the first rule that names an address.
+func rank(rules, addr string) float64 {
+	lines := strings.Split(strings.TrimSpace(rules), "\n")
+	for i, line := range lines {
+		if strings.Contains(line, addr+"/32") {
+			return float64(i) / float64(len(lines))
+		}
+	}
+	return 1
 }

@@ -45,6 +45,7 @@ func (s *site) measure(ctx context.Context, k Key) (Sample, error) {
 	}
 	out := loadSample(k, r)
 	out.Instructions = instructions
+	out.Rank = s.ranks[used{k.Endpoints, k.Position}]
 	return out, nil
 }
 

@@ -22,6 +22,9 @@ type Block struct {
 type Options struct {
 	Columns []string `json:"columns"`
 	Blocks  []Block  `json:"blocks"`
+	// Source is where agents have their objects from: SourceFile, or
+	// SourceKubernetes for a real API server. kube-proxy knows that one only.
+	Source string `json:"source"`
 	// Control are works of the control plane, measured with each of
 	// ControlServices, but for columns above their limit in MaxServices.
 	Control         []string       `json:"control"`
@@ -37,6 +40,12 @@ type Options struct {
 	// FillerEndpoints is how many endpoints each Service has that is not used.
 	FillerEndpoints int `json:"filler_endpoints"`
 }
+
+// Sources of objects.
+const (
+	SourceFile       = "file"
+	SourceKubernetes = "kubernetes"
+)
 
 // Preset names a set of options.
 type Preset string
@@ -59,7 +68,7 @@ var scale = map[string]int{
 // PresetOptions returns the options of a preset.
 func PresetOptions(p Preset) Options {
 	o := Options{
-		Columns: []string{Bare, IPTablesNFT, IPTablesLegacy, EBPF, EBPFPackets}, MaxServices: scale,
+		Columns: []string{Bare, IPTablesNFT, IPTablesLegacy, EBPF, EBPFPackets}, MaxServices: scale, Source: SourceFile,
 		Rounds: 5, ControlRounds: 1, Slot: time.Second, Rate: 500, Changes: 30, ChurnDuration: 15 * time.Second, FillerEndpoints: 5,
 	}
 	one := func(services []int, paths []string, works ...string) Block {
@@ -102,7 +111,7 @@ func PresetOptions(p Preset) Options {
 			{[]int{4}, []int{10000}, []string{PathCluster}, []int{1, 1000}, []string{First, Last}, []string{WorkConnect}},
 			{[]int{6}, []int{1000}, []string{PathCluster, PathNodePortRemote}, []int{1}, []string{Last}, []string{WorkConnect}},
 		}
-		o.Control, o.ControlServices = controlWorks, []int{1000, 10000, 30000}
+		o.Control, o.ControlServices = controlWorks, []int{1000, 10000}
 	}
 	return o
 }
@@ -133,6 +142,8 @@ func (o Options) Validate() error {
 		}
 	}
 	switch {
+	case o.Source != SourceFile && o.Source != SourceKubernetes:
+		return fmt.Errorf("source %q: use %s or %s", o.Source, SourceFile, SourceKubernetes)
 	case o.Rounds < 1 || o.ControlRounds < 1:
 		return fmt.Errorf("%d rounds, %d of the control plane: use 1 or more", o.Rounds, o.ControlRounds)
 	case o.Slot < 50*time.Millisecond:

@@ -84,25 +84,10 @@ func (r *runner) group(ctx context.Context, g Group) (err error) {
 			}
 		}
 	}
-	if err := pauseAPIs(sites, true); err != nil {
-		return err
-	}
 	if err := r.steps(ctx, g.Data, sites, failed, started, func(s *site, step Step) (Sample, error) { return s.measure(ctx, step.Key) }); err != nil {
 		return err
 	}
-	if err := pauseAPIs(sites, false); err != nil {
-		return err
-	}
 	return r.steps(ctx, g.Control, sites, failed, started, func(s *site, step Step) (Sample, error) { return s.control(ctx, step) })
-}
-
-func pauseAPIs(sites map[string]*site, pause bool) error {
-	for _, s := range sites {
-		if err := s.pauseAPI(pause); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func has(steps []Step, want Step) bool {
@@ -135,7 +120,10 @@ func (r *runner) build(ctx context.Context, column string, g Group, all []any, d
 	if err == nil {
 		err = s.awaitTraffic(ctx)
 	}
-	return s, sample, err
+	if err == nil {
+		err = s.findRanks(ctx)
+	}
+	return s, sample, errors.Join(err, s.pauseAPI(true))
 }
 
 // steps measures steps one after the other.

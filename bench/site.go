@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,7 +45,10 @@ type site struct {
 	opts   Options
 	group  Group
 	*lab.Lab
-	api *controlplane.Server // of kube-proxy's columns
+	api *controlplane.Server // where objects are; nil: in files
+	// ranks are the places of used Services in the kernel's list, 0 to 1, of
+	// kube-proxy's iptables mode, which has one.
+	ranks map[used]float64
 }
 
 // labOptions returns the lab of a column.
@@ -72,6 +76,11 @@ func clusterCIDRs() string {
 	return lab.ClusterCIDRs[0].String() + "," + lab.ClusterCIDRs[1].String()
 }
 
+// needsAPI tells whether a column has its objects from an API server.
+func needsAPI(column string, o Options) bool {
+	return isKubeProxy(column) || column != Bare && o.Source == SourceKubernetes
+}
+
 func isKubeProxy(column string) bool {
 	return column == KubeProxyIPTables || column == KubeProxyNFTables
 }
@@ -95,7 +104,7 @@ func newSite(ctx context.Context, column string, env Environment, o Options, g G
 	if err := l.Clear(); err != nil {
 		return nil, err
 	}
-	if isKubeProxy(column) {
+	if needsAPI(column, o) {
 		if err := s.startAPI(ctx, all); err != nil {
 			return nil, err
 		}
@@ -279,13 +288,13 @@ func (e Environment) Tools() map[string]string {
 // Check returns what is missing for a run's columns.
 func (e Environment) Check(o Options) error {
 	for _, c := range o.Columns {
-		if !isKubeProxy(c) {
+		if !needsAPI(c, o) {
 			continue
 		}
-		if e.KubeProxy == "" || e.KubeBin == "" {
+		if isKubeProxy(c) && e.KubeProxy == "" {
 			return fmt.Errorf("column %s needs --kube-proxy and --kube-bin; `make kube` builds both", c)
 		}
-		for _, path := range []string{e.KubeProxy, filepath.Join(e.KubeBin, "etcd"), filepath.Join(e.KubeBin, "kube-apiserver")} {
+		for _, path := range []string{cmp.Or(e.KubeProxy, e.KubeBin), filepath.Join(e.KubeBin, "etcd"), filepath.Join(e.KubeBin, "kube-apiserver")} {
 			if _, err := os.Stat(path); err != nil {
 				return fmt.Errorf("column %s: %w; `make kube` builds it", c, err)
 			}

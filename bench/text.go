@@ -324,6 +324,9 @@ func (s Sample) Text() string {
 	default:
 		text += Rate(s.Value, s.Work)
 	}
+	if s.Rank > 0 {
+		text += fmt.Sprintf(", at %.0f %% of the list", 100*s.Rank)
+	}
 	if s.Failures > 0 {
 		text += fmt.Sprintf(", %d failed (%s)", s.Failures, s.FirstError)
 	}
