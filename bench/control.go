@@ -11,7 +11,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/nodeproxy/nodeproxy/bench/load"
+	"github.com/nodeproxy/nodeproxy/lab"
 )
 
 const (
@@ -61,7 +64,23 @@ func (s *site) startAll(ctx context.Context, k Key) (Sample, error) {
 	if !isKubeProxy(s.column) { // which does not tell
 		out.Agent.Synced = synced.Seconds()
 	}
-	return out, s.start(ctx, "node-b")
+	if err := s.start(ctx, "node-b"); err != nil {
+		return out, err
+	}
+	return out, s.forgetProbes()
+}
+
+// forgetProbes removes the conntrack entries of what was probed while there were
+// no rules. They are not translated, and a connection that gets the port of one
+// within two minutes would fail with it, whoever translates.
+func (s *site) forgetProbes() error {
+	for _, node := range lab.PlacesOf(lab.Node) {
+		err := s.Do(node.Name, func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
+		if err != nil {
+			return fmt.Errorf("flush conntrack on %s: %w", node.Name, err)
+		}
+	}
+	return nil
 }
 
 // restartCold starts the agents once more, with nothing left of the start
