@@ -34,6 +34,8 @@ const (
 	// minSync is the least time between two writes, of every agent: their
 	// defaults differ.
 	minSync = "100ms"
+	// trafficPatience bounds how long what an agent has written may take to work.
+	trafficPatience = 20 * time.Second
 	// startPatience bounds how long an agent may take to the first traffic.
 	startPatience = 10 * time.Minute
 )
@@ -235,7 +237,11 @@ func (s *site) agentUsage() (Usage, error) {
 
 // awaitTraffic dials every path of the group until all answer.
 func (s *site) awaitTraffic(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, startPatience, fmt.Errorf("no traffic within %s", startPatience))
+	patience := trafficPatience
+	if isKubeProxy(s.column) { // which does not say when it is done
+		patience = startPatience
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("nothing came through within %s", patience))
 	defer cancel()
 	dialled := map[netip.AddrPort]bool{}
 	for _, step := range s.group.Data {
