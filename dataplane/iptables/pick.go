@@ -12,9 +12,13 @@ const (
 	// inlineBackends is the number of backends up to which a choice is a plain
 	// list of rules.
 	inlineBackends = 8
-	// pickLeaf is the number of backends in a leaf of the tree of a longer
-	// list, and pickWays the number of branches of its other chains.
-	pickLeaf, pickWays = 4, 4
+	// pickLeaf is the number of backends in the smallest leaf of the tree of a
+	// longer list.
+	pickLeaf = 4
+	// pickDepth is how many chains deep that tree is at most. nf_tables refuses
+	// rules that lead through more than 16 chains (NFT_JUMP_STACK_SIZE), those of
+	// the dispatch included, and then everything that is written with them.
+	pickDepth = 3
 )
 
 // split reports whether a list is too long to stand in another chain.
@@ -56,7 +60,7 @@ func (c *portCompiler) pick(owner string, backends []service.Backend) []string {
 		return append(rules, oneOf(targets)...)
 	}
 	p := picker{owner: owner, chains: c.out.nat}
-	return append(rules, p.choose(targets, costFor(len(targets)))...)
+	return append(rules, p.choose(targets, costFor(len(targets)), pickDepth)...)
 }
 
 // endpointChain remembers the client when it leads to an endpoint.
@@ -103,49 +107,55 @@ func oneOf(targets []target) []string {
 // that takes the i-th rule of a chain was compared with i rules, so the first
 // branches are given more backends than the last: with a budget of n
 // comparisons a node serves as many backends as its branches do with n-1, n-2
-// and so on. That makes nine comparisons at most for 134 backends.
+// and so on. That makes 9 comparisons at most for 100 backends, and 14 for 1,000.
 type picker struct {
 	owner  string
 	chains map[string][]string
 	made   int
 }
 
-// capacities holds, by number of comparisons, how many backends can be told
-// apart with them; far more than a Service can have at the end.
-var capacities = func() (c [40]int) {
-	for cost := range c {
-		if cost <= pickLeaf {
-			c[cost] = cost
-			continue
-		}
-		for i := 1; i <= pickWays; i++ {
-			c[cost] += c[cost-i]
+// maxCost is more comparisons than any Service needs.
+const maxCost = 80
+
+// capacities holds, by depth of the tree below a chain and number of
+// comparisons, how many backends can be told apart.
+var capacities = func() (c [pickDepth + 1][maxCost]int) {
+	for cost := range maxCost {
+		c[0][cost] = cost
+		for depth := 1; depth <= pickDepth; depth++ {
+			for i := 1; i < cost; i++ {
+				c[depth][cost] += c[depth-1][cost-i]
+			}
+			c[depth][cost] = max(c[depth][cost], c[depth-1][cost])
 		}
 	}
 	return c
 }()
 
 func costFor(n int) int {
-	cost := 1
-	for capacities[cost] < n {
+	cost := pickLeaf
+	for cost < maxCost-1 && capacities[pickDepth][cost] < n {
 		cost++
 	}
 	return cost
 }
 
-func (p *picker) choose(targets []target, cost int) []string {
-	if len(targets) <= pickLeaf {
+func (p *picker) choose(targets []target, cost, depth int) []string {
+	for depth > 0 && len(targets) <= capacities[depth-1][max(cost, 0)] {
+		depth-- // a flatter one does as well
+	}
+	if len(targets) <= pickLeaf || depth == 0 {
 		return oneOf(targets)
 	}
 	var rules []string
 	for i := 1; len(targets) > 0; i++ {
-		n := min(capacities[max(cost-i, 0)], len(targets))
-		if i == pickWays {
+		n := min(capacities[depth-1][max(cost-i, 1)], len(targets))
+		if i >= cost-1 { // the last that the budget has room for
 			n = len(targets)
 		}
 		p.made++
 		name := hashedName(chainPick, p.owner, fmt.Sprint(p.made))
-		p.chains[name] = p.choose(targets[:n], cost-i)
+		p.chains[name] = p.choose(targets[:n], cost-i, depth-1)
 		jump := " -j " + name
 		if n < len(targets) {
 			jump = probability(sharesOf(targets[:n]), sharesOf(targets)) + jump
