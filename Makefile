@@ -60,8 +60,22 @@ helm: ## Build helm into bin/kube, for tests
 	@mkdir -p $(KUBE_BIN)
 	cd netns-tests/helm && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(KUBE_BIN)/helm helm.sh/helm/v4/cmd/helm
 
+.PHONY: nfpm
+nfpm: ## Build nfpm into bin/kube, which makes the Debian package
+	@mkdir -p $(KUBE_BIN)
+	cd netns-tests/nfpm && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(KUBE_BIN)/nfpm github.com/goreleaser/nfpm/v2/cmd/nfpm
+
+VERSION ?= $(shell git describe --tags --match 'v*' 2>/dev/null | sed 's/^v//' | grep . || echo 0.0.0)
+ARCH    ?= $(shell $(GO) env GOARCH)
+
+.PHONY: deb
+deb: nfpm man ## Build dist/nodeproxy_VERSION_ARCH.deb (VERSION, ARCH)
+	mkdir -p dist/$(ARCH)
+	CGO_ENABLED=0 GOARCH=$(ARCH) $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o dist/$(ARCH)/nodeproxy ./cmd/nodeproxy
+	VERSION=$(VERSION) ARCH=$(ARCH) $(KUBE_BIN)/nfpm package -f deploy/nfpm.yaml -p deb -t dist/
+
 .PHONY: test
-test: root deps-test build kube helm test-race test-all test-fuzz ## Run every test
+test: root deps-test build kube helm nfpm test-race test-all test-fuzz ## Run every test
 
 # One package at a time: some measure times, on two cores.
 .PHONY: test-all

@@ -142,23 +142,25 @@ func TestUnitIsWellFormed(t *testing.T) {
 	}
 }
 
-// helm is the program that `make test` has built; a test that is run alone
-// builds it.
-func helm(t *testing.T) string {
+// tool is a program that `make test` has built; a test that is run alone builds
+// it.
+func tool(t *testing.T, name string) string {
 	t.Helper()
 	dir := os.Getenv("NODEPROXY_KUBE_BIN")
 	if dir == "" {
-		if out, err := exec.Command("make", "-C", "..", "helm").CombinedOutput(); err != nil {
-			t.Fatalf("make helm: %v\n%s", err, out)
-		}
+		run(t, "..", "make", name)
 		dir = filepath.Join("..", "bin", "kube")
 	}
-	return filepath.Join(dir, "helm")
+	path, err := filepath.Abs(filepath.Join(dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // What the chart makes fits together as the manifests do, whatever the values.
 func TestChart(t *testing.T) {
-	program := helm(t)
+	program := tool(t, "helm")
 	for name, args := range map[string][]string{
 		"defaults": nil,
 		"values": {"--set", "apiServer.host=192.0.2.1,mode=ebpf,image.tag=v1,maxUnavailable=1,extraArgs={-v=1},imagePullSecrets={a}",
@@ -187,4 +189,63 @@ func TestChart(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("helm lint: %v\n%s", err, out)
 	}
+}
+
+// TestDebianPackage makes the package, as make deb does, and looks at what is in
+// it; the program there runs.
+func TestDebianPackage(t *testing.T) {
+	program := os.Getenv("NODEPROXY_BINARY")
+	if program == "" {
+		program = filepath.Join(t.TempDir(), "nodeproxy")
+		run(t, "..", "go", "build", "-o", program, "./cmd/nodeproxy")
+	}
+	root := t.TempDir()
+	here, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, root, program, "man", filepath.Join(root, "bin/man"))
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		writeFile(t, filepath.Join(root, "bin/completion/nodeproxy."+shell), run(t, root, program, "completion", shell))
+	}
+	if err := errors.Join(os.MkdirAll(filepath.Join(root, "dist", "amd64"), 0o755), os.Symlink(filepath.Join(here, "deploy"), filepath.Join(root, "deploy")),
+		os.Symlink(program, filepath.Join(root, "dist", "amd64", "nodeproxy"))); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(tool(t, "nfpm"), "package", "-f", "deploy/nfpm.yaml", "-p", "deb", "-t", "dist/")
+	cmd.Dir, cmd.Env = root, append(os.Environ(), "VERSION=1.2.3", "ARCH=amd64")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("nfpm: %v\n%s", err, out)
+	}
+	deb := filepath.Join(root, "dist", "nodeproxy_1.2.3_amd64.deb")
+	if got := run(t, root, "dpkg-deb", "--field", deb, "Package", "Version", "Depends"); got != "Package: nodeproxy\nVersion: 1.2.3\nDepends: iptables\n" {
+		t.Errorf("fields:\n%s", got)
+	}
+	run(t, root, "dpkg-deb", "--extract", deb, filepath.Join(root, "installed"))
+	for _, path := range []string{"lib/systemd/system/nodeproxy.service", "etc/nodeproxy/manifests", "usr/share/man/man8/nodeproxy-run.8"} {
+		if _, err := os.Stat(filepath.Join(root, "installed", path)); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := run(t, root, filepath.Join(root, "installed/usr/bin/nodeproxy"), "version"); !strings.HasPrefix(got, "nodeproxy") {
+		t.Errorf("the program says %q", got)
+	}
+}
+
+func writeFile(t *testing.T, path, text string) {
+	t.Helper()
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func run(t *testing.T, dir, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+	}
+	return string(out)
 }
