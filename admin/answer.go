@@ -8,6 +8,14 @@ import (
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
+// ExplainWith tells what the Table makes of a packet, and whether the kernel's
+// answer is the same.
+func ExplainWith(table *service.Table, p service.Packet, a view.Answer) Explanation {
+	e := Explain(table, p)
+	e.take(a, p)
+	return e
+}
+
 // take adds the kernel's answer to an explanation, and says whether it is the
 // same.
 func (e *Explanation) take(a view.Answer, p service.Packet) {

@@ -12,7 +12,11 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/nodeproxy/nodeproxy/admin"
 	"github.com/nodeproxy/nodeproxy/dataplane"
+	"github.com/nodeproxy/nodeproxy/dataplane/ebpf"
+	"github.com/nodeproxy/nodeproxy/dataplane/iptables"
+	"github.com/nodeproxy/nodeproxy/dataplane/view"
 	"github.com/nodeproxy/nodeproxy/internal/synth"
 	"github.com/nodeproxy/nodeproxy/service"
 )
@@ -48,7 +52,10 @@ func TestModesAreEqual(t *testing.T) {
 				t.Fatalf("seed %d: %v from %v (on %q) to %v: %v\nnode: %+v\n%s", seed, p.Protocol, p.Source, p.Interface, p.Destination,
 					err, cfg, synth.YAML(small))
 			}
-			t.Logf("%d packets in %d states, of them %v", e.sent, equalityStates, e.seen)
+			t.Logf("%d packets in %d states, of them %v; %d explained", e.sent, equalityStates, e.seen, e.asked)
+			if e.asked < e.sent/(2*explainEach[mode]) {
+				t.Errorf("only %d of %d packets were explained", e.asked, e.sent)
+			}
 			if e.sent < 20*equalityStates || len(e.seen) != 3 {
 				t.Errorf("too few packets: %d, %v", e.sent, e.seen)
 			}
@@ -59,10 +66,11 @@ func TestModesAreEqual(t *testing.T) {
 // equality is one mode in a namespace of its own.
 type equality struct {
 	*refNet
-	dp   dataplane.Dataplane
-	sent int
-	seen map[string]int
-	step atomic.Int64 // of a test of transitions
+	dp    dataplane.Dataplane
+	sent  int
+	seen  map[string]int
+	asked int          // explanations
+	step  atomic.Int64 // of a test of transitions
 }
 
 func newEquality(t *testing.T, mode string) *equality {
@@ -112,11 +120,44 @@ func (e *equality) try(t *testing.T, seed uint64, cfg service.Config, state serv
 		if want.Matched && want.Route.Action == service.Drop {
 			timeouts++
 		}
+		if err := e.explained(t, table, p); err != nil {
+			return p, err
+		}
 		if err := e.check(from, p, &want); err != nil {
 			return p, err
 		}
 	}
 	return service.Packet{}, nil
+}
+
+// explainEach is which packets are explained too: loading a copy of the programs
+// takes some tenths of a second.
+var explainEach = map[string]int{"iptables-nft": 2, "iptables-legacy": 2, ebpfSockets: 6, ebpfPackets: 6}
+
+// explained asks the kernel's own rules or programs what would become of a
+// packet, and wants what the Table says (P53); check then wants it of real ones.
+func (e *equality) explained(t *testing.T, table *service.Table, p service.Packet) error {
+	t.Helper()
+	if e.sent%explainEach[e.mode] != 0 || p.Destination.Addr().IsLoopback() {
+		return nil
+	}
+	e.asked++
+	var a view.Answer
+	e.do(t, "node", func() (err error) {
+		switch d := e.dp.(type) {
+		case *iptables.Dataplane:
+			r := d.Reader()
+			r.Node = func() (service.NodeFacts, bool) { return table.Node, true }
+			a, err = r.Explain(t.Context(), p)
+		case *ebpf.Dataplane:
+			a, err = d.Reader().Explain(t.Context(), p)
+		}
+		return err
+	})
+	if x := admin.ExplainWith(table, p, a); x.Differs != "" {
+		return fmt.Errorf("explained as\n%s", strings.Join(x.Steps, "\n"))
+	}
+	return nil
 }
 
 // placeState tells where each address is, and puts it there.
