@@ -62,8 +62,7 @@ func steadyState() service.Changes {
 // loop is told. No connection to a Service that a step does not touch may fail,
 // and after each step what is in the kernel is what a dataplane leaves that is
 // started fresh on the same objects.
-func TestTransitions(t *testing.T) {
-	t.Parallel()
+func TestTransitions(t *testing.T) { // its columns keep all CPUs busy: nothing else beside
 	for _, mode := range refModes {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()

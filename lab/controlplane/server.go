@@ -30,7 +30,7 @@ const (
 	etcd       = "etcd"
 	adminToken = "admin"
 	// readyTimeout bounds the start of both programs.
-	readyTimeout = 90 * time.Second
+	readyTimeout = 3 * time.Minute
 )
 
 // Server is an API server in a lab's place control-plane. It is a [lab.Store].
