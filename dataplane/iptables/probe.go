@@ -40,7 +40,7 @@ func (r *ruleset) probeNAT() string {
 func (r *ruleset) probeFilter() string { return probeMatch(probes[r.family].dropped) + " -j DROP" }
 
 // Probe proves the data path (pitfall P50) with datagrams that pass from the
-// jumps in built-in chains through our own: one that has to be translated, and
+// jumps in the OUTPUT chains through our own: one that has to be translated, and
 // one that has to be dropped. It runs in the node's network namespace, may be
 // called beside Sync, and tells nothing where it can not listen.
 func (d *Dataplane) Probe(ctx context.Context) error {
