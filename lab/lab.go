@@ -58,7 +58,7 @@ func (o *Options) complete() error {
 		o.Mode = ModeIPTables
 	}
 	if o.AgentTimeout == 0 {
-		o.AgentTimeout = time.Minute
+		o.AgentTimeout = 3 * time.Minute
 	}
 	if o.Binary == "" {
 		binary, err := os.Executable()

@@ -13,7 +13,7 @@ import (
 // parallel is how many tests run at a time unless -parallel says otherwise:
 // more than there are CPUs, for most of them wait for something most of the time.
 // More than this only makes each of them slower, and some measure times.
-const parallel = "4"
+const parallel = "3"
 
 func TestMain(m *testing.M) {
 	if len(os.Args) == 5 && os.Args[1] == "peer-names" {

@@ -2,6 +2,8 @@ package ebpf
 
 import (
 	"errors"
+	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -25,5 +27,10 @@ func TestVerifier(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer objs.Close()
-	t.Log(objs.Ingress.VerifierLog, objs.Egress.VerifierLog, objs.Connect4.VerifierLog)
+	fields := reflect.ValueOf(objs.bpfPrograms)
+	for i := range fields.NumField() {
+		if p, ok := fields.Field(i).Interface().(*ebpf.Program); ok {
+			t.Logf("%s: %s", fields.Type().Field(i).Name, strings.Join(strings.Fields(p.VerifierLog), " "))
+		}
+	}
 }
