@@ -37,8 +37,8 @@ type Options struct {
 	Mode string
 	// AgentArgs are passed to every agent, before the arguments of StartAgent.
 	AgentArgs []string
-	// AgentTimeout bounds how long an agent may take to its first sync; it is a
-	// minute by default.
+	// AgentTimeout bounds how long an agent may take to its first sync; it is three
+	// minutes by default.
 	AgentTimeout time.Duration
 }
 
