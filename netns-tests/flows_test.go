@@ -72,7 +72,13 @@ type stream struct {
 	errs  []error
 }
 
+// startStream dials some 50 times a second: many streams at a time leave a
+// machine of two cores something to start agents with.
 func startStream(l *lab.Lab, from, target string, network echo.Network, v6 bool) *stream {
+	return startStreamEvery(20*time.Millisecond, l, from, target, network, v6)
+}
+
+func startStreamEvery(pause time.Duration, l *lab.Lab, from, target string, network echo.Network, v6 bool) *stream {
 	_, to := parseTarget(target, v6)
 	s := &stream{
 		text: fmt.Sprintf("%s -> %s (%s) over %s", from, target, to, network),
@@ -89,7 +95,7 @@ func startStream(l *lab.Lab, from, target string, network echo.Network, v6 bool)
 			select {
 			case <-s.stop:
 				return
-			case <-time.After(5 * time.Millisecond):
+			case <-time.After(pause):
 			}
 			s.count++
 			if _, err := remote.Dial(context.Background(), echo.Request{Network: network, To: to}); err != nil {

@@ -191,9 +191,10 @@ func (c *cluster) rollingUpdate(t *testing.T) {
 	apply(t, c.Lab, web)
 	eventually(t, patience, func() error { return answers(t, c.Lab, "web", everyPod) })
 	eventually(t, patience, func() error { return onNode(t, c.Lab, "web node-b", everyPod) })
+	const often = 5 * time.Millisecond
 	streams := []*stream{
-		startStream(c.Lab, "client", "web node-a", echo.TCP, false), startStream(c.Lab, "pod-a1", "web cluster", echo.TCP, true),
-		startStream(c.Lab, "node-b", "web cluster", echo.TCP, false), startStream(c.Lab, "pod-b2", "web external", echo.TCP, false),
+		startStreamEvery(often, c.Lab, "client", "web node-a", echo.TCP, false), startStreamEvery(often, c.Lab, "pod-a1", "web cluster", echo.TCP, true),
+		startStreamEvery(often, c.Lab, "node-b", "web cluster", echo.TCP, false), startStreamEvery(often, c.Lab, "pod-b2", "web external", echo.TCP, false),
 	}
 	for i := range 2 * len(allPods()) {
 		gone := i % len(allPods())
