@@ -129,12 +129,11 @@ func Rate(v float64, work string) string {
 	return fmt.Sprintf("%.0f/s", v)
 }
 
-// latencyTable has the quantiles of all rounds together.
-func latencyTable(t *Table) table {
-	keys := t.Keys(func(k Key) bool { return !isControl(k.Work) && t.Latency(k) != nil })
-	out := table{title: "Latency, p50 / p99 / p99.9 in µs (connect: SYN to its answer)", header: slices.Clone(caseHeader)}
+// caseTable has a row for each case of keys, and a cell for each column, bare
+// too.
+func caseTable(title string, keys []Key, cell func(Key) string) table {
 	columns := columnsOf(keys)
-	out.header = append(out.header, columns...)
+	out := table{title: title, header: append(slices.Clone(caseHeader), columns...)}
 	for _, c := range casesOf(keys) {
 		row := caseCells(c)
 		for _, column := range columns {
@@ -143,11 +142,17 @@ func latencyTable(t *Table) table {
 			if column == Bare {
 				k = c.BareKey()
 			}
-			row = append(row, t.quantiles(k))
+			row = append(row, cell(k))
 		}
 		out.rows = append(out.rows, row)
 	}
 	return out
+}
+
+// latencyTable has the quantiles of all rounds together.
+func latencyTable(t *Table) table {
+	keys := t.Keys(func(k Key) bool { return !isControl(k.Work) && t.Latency(k) != nil })
+	return caseTable("Latency, p50 / p99 / p99.9 in µs (connect: SYN to its answer)", keys, t.quantiles)
 }
 
 func (t *Table) quantiles(k Key) string {
@@ -162,55 +167,29 @@ func (t *Table) quantiles(k Key) string {
 // costTable has the CPU time of each operation or gigabyte, of all CPUs.
 func costTable(t *Table) table {
 	keys := t.Keys(func(k Key) bool { busy, _ := t.CPUPer(k); return !isControl(k.Work) && busy.N > 0 })
-	out := table{title: "CPU time of both ends and all between: µs for each operation, ms for each GB (of it in soft interrupts)",
-		header: slices.Clone(caseHeader)}
-	columns := columnsOf(keys)
-	out.header = append(out.header, columns...)
-	for _, c := range casesOf(keys) {
-		row := caseCells(c)
-		for _, column := range columns {
-			k := c
-			k.Column = column
-			if column == Bare {
-				k = c.BareKey()
+	return caseTable("CPU time of both ends and all between: µs for each operation, ms for each GB (of it in soft interrupts)", keys,
+		func(k Key) string {
+			busy, soft := t.CPUPer(k)
+			if busy.N == 0 {
+				return "-"
 			}
 			unit := 1e6 // µs an operation
 			if isIPerf(k.Work) {
 				unit = 1e9 * 1e3 // ms a gigabyte
 			}
-			cell := "-"
-			if busy, soft := t.CPUPer(k); busy.N > 0 {
-				cell = fmt.Sprintf("%.0f (%.0f)", busy.Median*unit, soft.Median*unit)
-			}
-			row = append(row, cell)
-		}
-		out.rows = append(out.rows, row)
-	}
-	return out
+			return fmt.Sprintf("%.0f (%.0f)", busy.Median*unit, soft.Median*unit)
+		})
 }
 
 func lossTable(t *Table) table {
 	keys := t.Keys(func(k Key) bool { return strings.HasPrefix(k.Work, WorkUDP) })
-	out := table{title: "UDP datagrams lost at a fixed rate, %: median (most)", header: slices.Clone(caseHeader)}
-	columns := columnsOf(keys)
-	out.header = append(out.header, columns...)
-	for _, c := range casesOf(keys) {
-		row := caseCells(c)
-		for _, column := range columns {
-			k := c
-			k.Column = column
-			if column == Bare {
-				k = c.BareKey()
-			}
-			v, cell := t.Value(k), "-"
-			if v.N > 0 {
-				cell = fmt.Sprintf("%.2f (%.2f)", v.Median, v.Max)
-			}
-			row = append(row, cell)
+	return caseTable("UDP datagrams lost at a fixed rate, %: median (most)", keys, func(k Key) string {
+		v := t.Value(k)
+		if v.N == 0 {
+			return "-"
 		}
-		out.rows = append(out.rows, row)
-	}
-	return out
+		return fmt.Sprintf("%.2f (%.2f)", v.Median, v.Max)
+	})
 }
 
 // controlTable has a row for each column and number of Services.

@@ -24,10 +24,7 @@ func TestP1P9UDPFollows(t *testing.T) {
 	eachColumn(t, func(t *testing.T, c column) {
 		l := c.up(t, false)
 		s := find("single")
-		apply(t, l, s, find("remote"), find("web"))
-		startAgents(t, l)
-		others := hold(t, l, 10, "client", "remote node-a", "web external")
-		others = append(others, hold(t, l, 10, "pod-a2", "remote cluster", "web cluster")...)
+		others := besideSingle(t, l)
 		entries := conntrack(t, l, "node-a")
 
 		f := &followers{senders: startFixedSenders(t, l, s), others: others}
@@ -69,16 +66,23 @@ func TestP1P9UDPFollows(t *testing.T) {
 	})
 }
 
+// besideSingle starts agents on the Service "single" and two others, and opens
+// flows to the others, which no change of the first may touch.
+func besideSingle(t *testing.T, l *lab.Lab) []heldFlow {
+	t.Helper()
+	apply(t, l, find("single"), find("remote"), find("web"))
+	startAgents(t, l)
+	others := hold(t, l, 10, "client", "remote node-a", "web external")
+	return append(others, hold(t, l, 10, "pod-a2", "remote cluster", "web cluster")...)
+}
+
 // TestP9UDPFollowsPolicies sends from fixed source ports while the policies of a
 // Service change: established flows follow these too, as kube-proxy's do not.
 func TestP9UDPFollowsPolicies(t *testing.T) {
 	eachColumn(t, func(t *testing.T, c column) {
 		l := c.up(t, false)
 		s := find("single")
-		apply(t, l, s, find("remote"), find("web"))
-		startAgents(t, l)
-		others := hold(t, l, 10, "client", "remote node-a", "web external")
-		others = append(others, hold(t, l, 10, "pod-a2", "remote cluster", "web cluster")...)
+		others := besideSingle(t, l)
 		group := func(first uint16, routes ...[2]string) *followers {
 			return &followers{senders: startSenders(t, l, s, first, routes), others: others}
 		}
