@@ -40,7 +40,7 @@ var ErrNotSeen = errors.New("socket programs do not see this process: wrong cgro
 
 // selfTest makes a socket call that the programs must refuse. It tells nothing,
 // and is left out, if the agent itself is not below the cgroup.
-func selfTest(path string, objs *bpfObjects) error {
+func selfTest(path string, objs *objects) error {
 	own, err := ownCgroup()
 	if err != nil || own != path && !strings.HasPrefix(own, strings.TrimSuffix(path, "/")+"/") {
 		return err
@@ -102,7 +102,7 @@ var cgroupHooks = []string{"recvmsg4", "recvmsg6", "getpeername4", "getpeername6
 
 // attachCgroup attaches the socket programs below a cgroup, or gives the links
 // that are pinned the new programs.
-func attachCgroup(path string, objs *bpfObjects, p pins) error {
+func attachCgroup(path string, objs *objects, p pins) error {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
 		return fmt.Errorf("cgroup %s: %w", path, err)

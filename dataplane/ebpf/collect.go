@@ -49,7 +49,7 @@ func (t Timeouts) hurried() Timeouts {
 
 // collector decides when to pass over the flows.
 type collector struct {
-	objs    *bpfObjects
+	objs    *objects
 	t       Timeouts
 	entries uint64 // of the flows map
 	drain   bool   // the mode ends: closed flows go at once, for their ports are another's

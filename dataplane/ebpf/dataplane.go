@@ -20,7 +20,7 @@ import (
 // of the thread that called [New].
 type Dataplane struct {
 	o     Options
-	objs  *bpfObjects
+	objs  *objects
 	maps  writer
 	read  func() (*contents, error)
 	ns    netns.NsHandle
@@ -65,7 +65,7 @@ func New(o Options) (*Dataplane, error) {
 		return nil, err
 	}
 	f := probeFeatures(&o)
-	objs, err := loadCollection(&o, p, f)
+	objs, err := loadObjects(&o, p, f)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +73,7 @@ func New(o Options) (*Dataplane, error) {
 	km := newKernelMaps(&objs.bpfMaps)
 	d.maps, d.read = km, km.read
 	if !o.Drain {
-		d.interfaces = &interfaces{o: &d.o, objs: objs, pins: p, tcx: f.tcx, attached: map[int]string{}}
+		d.interfaces = &interfaces{o: &d.o, objs: objs, pins: p, features: f, attached: map[int]string{}}
 	}
 	if err := d.start(p); err != nil {
 		return nil, errors.Join(err, objs.Close())

@@ -95,7 +95,7 @@ func (i *interfaces) isAttached(index int, side string) bool {
 	if err != nil {
 		return true
 	}
-	if i.tcx {
+	if i.features.tcx {
 		return isLinked(i.pinPath(index, side), func(info *link.Info) bool { t := info.TCX(); return t != nil && t.Ifindex == uint32(index) })
 	}
 	parent := map[string]uint32{"ingress": netlink.HANDLE_MIN_INGRESS, "egress": netlink.HANDLE_MIN_EGRESS}[side]

@@ -44,9 +44,9 @@ func checkPatterns(patterns []string) error {
 // lock is held.
 type interfaces struct {
 	o        *Options
-	objs     *bpfObjects
+	objs     *objects
 	pins     pins
-	tcx      bool
+	features kernelFeatures
 	pods     [2]service.PodDetector
 	attached map[int]string // by index; the name it was attached under
 	waiting  bool           // only the map is kept up to date, nothing attached
@@ -195,9 +195,14 @@ func (i *interfaces) pinPath(index int, side string) string {
 func (i *interfaces) attach(l netlink.Link) error {
 	in, out := i.objs.Ingress, i.objs.Egress
 	if l.Attrs().EncapType != "ether" {
-		in, out = i.objs.IngressL3, i.objs.EgressL3
+		if i.objs.l3.Ingress == nil {
+			if err := i.objs.loadL3(i.o, i.pins, i.features); err != nil {
+				return err
+			}
+		}
+		in, out = i.objs.l3.Ingress, i.objs.l3.Egress
 	}
-	if !i.tcx {
+	if !i.features.tcx {
 		return errors.Join(
 			attachFilter(l, netlink.HANDLE_MIN_EGRESS, out, i.o.Instance),
 			attachFilter(l, netlink.HANDLE_MIN_INGRESS, in, i.o.Instance))

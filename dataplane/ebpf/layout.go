@@ -49,7 +49,7 @@ func (p pins) otherLink(name string) link.Link {
 // copyFlows takes over the flows of other layouts. A map whose keys have
 // another size, or whose values were longer, is left: its flows end with their
 // programs.
-func (p pins) copyFlows(objs *bpfObjects) error {
+func (p pins) copyFlows(objs *objects) error {
 	dirs, err := p.otherLayouts()
 	if err != nil {
 		return err

@@ -62,7 +62,7 @@ func (d *Dataplane) terminate(ctx context.Context) {
 
 // terminateGone goes through the namespaces of all processes, and those with
 // names, ends what it can and returns how many sockets that were.
-func terminateGone(objs *bpfObjects, kind Terminate) (int, error) {
+func terminateGone(objs *objects, kind Terminate) (int, error) {
 	type result struct {
 		n   int
 		err error
@@ -77,7 +77,7 @@ func terminateGone(objs *bpfObjects, kind Terminate) (int, error) {
 	return r.n, r.err
 }
 
-func terminateEverywhere(objs *bpfObjects, kind Terminate) (int, error) {
+func terminateEverywhere(objs *objects, kind Terminate) (int, error) {
 	var errs []error
 	n := 0
 	seen := map[uint64]bool{}
@@ -98,7 +98,7 @@ func terminateEverywhere(objs *bpfObjects, kind Terminate) (int, error) {
 }
 
 // terminateAt ends sockets in one namespace, and leaves the thread there.
-func terminateAt(path string, objs *bpfObjects, kind Terminate) (int, error) {
+func terminateAt(path string, objs *objects, kind Terminate) (int, error) {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
 		return 0, nil // gone meanwhile, and its sockets with it
@@ -107,9 +107,9 @@ func terminateAt(path string, objs *bpfObjects, kind Terminate) (int, error) {
 	if err := netns.Set(ns); err != nil {
 		return 0, fmt.Errorf("enter %s: %w", path, err)
 	}
-	lists := []*ebpf.Program{objs.ListGoneUdp}
+	lists := []*ebpf.Program{objs.ListGoneUDP}
 	if kind == TerminateAll {
-		lists = append(lists, objs.ListGoneTcp)
+		lists = append(lists, objs.ListGoneTCP)
 	}
 	var errs []error
 	n := 0
