@@ -129,7 +129,7 @@ static __always_inline enum reason make_flow(struct __sk_buff *skb, struct work 
 		w->to.src = *own;
 		done = take_port(skb, w);
 	} else {
-		done = is_claimed(skb, w) ? INSERT_TAKEN : insert_reply(w, true);
+		done = is_claimed(skb, w) ? INSERT_TAKEN : insert_reply(w, RECLAIM_ANY);
 		if (done == INSERT_TAKEN) /* two frontends, one backend, one client port */
 			done = take_port(skb, w);
 	}

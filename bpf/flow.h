@@ -94,10 +94,11 @@ static __always_inline bool keep_flow(struct work *w, struct flow *f, __u32 ifin
 		else if ((flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
 			alive = syn_continues(w, f, ifindex);
 	}
-	if (flags & (TCP_FIN | TCP_RST))
+	if (flags & (TCP_FIN | TCP_RST)) {
 		f->tcp |=
 		    (flags & TCP_FIN ? TCP_SEEN_FIN : 0) | (flags & TCP_RST ? TCP_SEEN_RST : 0);
-	else if ((flags & (TCP_SYN | TCP_ACK)) == TCP_ACK && !(f->tcp & TCP_SEEN_ACK))
+		f->seen = now; /* exactly: is_over counts from it */
+	} else if ((flags & (TCP_SYN | TCP_ACK)) == TCP_ACK && !(f->tcp & TCP_SEEN_ACK))
 		f->tcp |= TCP_SEEN_ACK;
 	if (alive && now - f->seen > TOUCH_INTERVAL) {
 		alive = check_peer(w, f, now);
@@ -120,14 +121,26 @@ enum insert { INSERTED, INSERT_TAKEN, INSERT_FULL };
 /* A question and an answer by UDP: over when nothing came for a while. */
 #define ONE_SHOT_IDLE 5000000000ULL
 
+/*
+ * Which flow may lose its reply half to a new one: none, one that is over and
+ * has rested, any that is over. The last packets of a flow and the first one of
+ * the next may be on different CPUs: without a rest, a backend can see the new
+ * SYN before the old RST, and the client has to send again.
+ */
+enum reclaim { RECLAIM_NONE, RECLAIM_RESTED, RECLAIM_ANY };
+
+#define REST 50000000ULL
+
 static __always_inline bool is_over(const struct tuple *key, const struct flow *f,
-				    const struct flow *reply)
+				    const struct flow *reply, enum reclaim which)
 {
 	__u64 seen = f->seen > reply->seen ? f->seen : reply->seen;
+	__u64 idle = bpf_ktime_get_coarse_ns() - seen;
 
 	if (key->proto == IPPROTO_UDP)
-		return !(f->flags & FLOW_LASTING) &&
-		       bpf_ktime_get_coarse_ns() - seen > ONE_SHOT_IDLE;
+		return !(f->flags & FLOW_LASTING) && idle > ONE_SHOT_IDLE;
+	if (which == RECLAIM_RESTED && idle < REST)
+		return false;
 	return (f->tcp | reply->tcp) & TCP_SEEN_RST || f->tcp & reply->tcp & TCP_SEEN_FIN;
 }
 
@@ -136,14 +149,14 @@ static __always_inline bool is_over(const struct tuple *key, const struct flow *
  * no more flows could be begun to a backend than there are masquerade ports, in
  * the time that finished flows are kept.
  */
-static __always_inline bool reclaim(struct work *w, struct flow *reply)
+static __always_inline bool reclaim(struct work *w, struct flow *reply, enum reclaim which)
 {
 	struct tuple forward;
 	struct flow *f;
 
 	reverse(&forward, &reply->to);
 	f = bpf_map_lookup_elem(&flows, &forward);
-	if (!f || !leads_back(f, &w->peer) || !is_over(&forward, f, reply))
+	if (!f || !leads_back(f, &w->peer) || !is_over(&forward, f, reply, which))
 		return false;
 	settle(&forward, f);
 	settle(&w->peer, reply);
@@ -156,7 +169,7 @@ static __always_inline bool reclaim(struct work *w, struct flow *reply)
  * Inserts the reply half of the flow p.t -> to, so that a reply finds it from
  * the first packet on. INSERT_TAKEN: its key is another flow's.
  */
-static __always_inline enum insert insert_reply(struct work *w, bool may_reclaim)
+static __always_inline enum insert insert_reply(struct work *w, enum reclaim which)
 {
 	struct flow *there;
 	int err; /* not long, see enum insert */
@@ -174,7 +187,7 @@ static __always_inline enum insert insert_reply(struct work *w, bool may_reclaim
 	there = bpf_map_lookup_elem(&flows, &w->peer);
 	if (there && same_tuple(&there->to, &w->flow.to))
 		return INSERTED;
-	if (!there || !may_reclaim || !reclaim(w, there))
+	if (!there || which == RECLAIM_NONE || !reclaim(w, there, which))
 		return INSERT_TAKEN;
 	err = bpf_map_update_elem(&flows, &w->peer, &w->flow, BPF_NOEXIST);
 	return err == 0 ? INSERTED : err == -EEXIST ? INSERT_TAKEN : INSERT_FULL;

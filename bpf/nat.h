@@ -39,8 +39,10 @@ struct port_search {
 	enum insert result;
 };
 
-/* So many tries want a port that no flow has, later ones take a closed flow's. */
+/* So many tries want a port that no flow has, later ones take a closed flow's,
+ * as many as RESTED_TRIES only one that was closed a while ago. */
 #define FRESH_TRIES 8
+#define RESTED_TRIES 64
 
 /* One try of the search for a free source port; 1 ends it. */
 static long try_port(__u32 i, struct port_search *s)
@@ -58,7 +60,9 @@ static long try_port(__u32 i, struct port_search *s)
 	w->to.sport = bpf_htons(port);
 	if (address_flags(&w->to.src) & ADDRESS_LOCAL && socket_holds(s->skb, w))
 		return 0;
-	s->result = insert_reply(w, i >= FRESH_TRIES);
+	s->result = insert_reply(w, i < FRESH_TRIES                  ? RECLAIM_NONE
+				    : i < FRESH_TRIES + RESTED_TRIES ? RECLAIM_RESTED
+								     : RECLAIM_ANY);
 	return s->result != INSERT_TAKEN;
 }
 
@@ -76,7 +80,7 @@ static __noinline enum insert take_port(struct __sk_buff *skb, struct work *w)
 		return INSERT_FULL;
 	port = bpf_ntohs(w->p.t.sport);
 	if (w->to.proto == IPPROTO_SCTP) /* its checksum covers ports */
-		return insert_reply(w, true);
+		return insert_reply(w, RECLAIM_ANY);
 	if (port >= nat_port_min && port <= nat_port_max)
 		s.start = port - nat_port_min;
 	else
