@@ -26,6 +26,8 @@ static long collect_one(void *map __attribute__((unused)), struct tuple *key, st
 	struct flow *peer;
 	__u64 seen = f->seen;
 
+	if (c->filter)
+		set_bit(c->filter - 1, filter_bit(key));
 	if (f->flags & FLOW_FOREIGN) {
 		struct node *n = node_facts();
 
@@ -37,6 +39,8 @@ static long collect_one(void *map __attribute__((unused)), struct tuple *key, st
 	}
 	settle(key, f);
 	reverse(&other, &f->to);
+	if (c->filter) /* a half that is lost is found by its bit too */
+		set_bit(c->filter - 1, filter_bit(&other));
 	peer = bpf_map_lookup_elem(&flows, &other);
 	if (peer && !leads_back(peer, key))
 		peer = NULL;

@@ -42,6 +42,7 @@ volatile const union {
 	enum port_flag port;
 	enum interface_flag interface;
 	enum node_flag node;
+	enum filter_state filter;
 	enum reason reason;
 	struct gone gone;
 	struct event event;

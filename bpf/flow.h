@@ -56,6 +56,7 @@ static __always_inline bool check_peer(struct work *w, const struct flow *f, __u
 		return same_tuple(&peer->to, &w->flow.to);
 	w->flow.seen = now;
 	w->flow.tcp = TCP_SEEN_ACK;
+	announce_flow(&w->peer);
 	if (bpf_map_update_elem(&flows, &w->peer, &w->flow, BPF_NOEXIST) == 0)
 		count(REASON_FLOW_REBUILT, 0);
 	return true;
@@ -178,6 +179,7 @@ static __always_inline enum insert insert_reply(struct work *w, enum reclaim whi
 	reverse(&w->flow.to, &w->p.t);
 	w->flow.flags |= FLOW_REPLY;
 	w->flow.seen = 0;
+	announce_flow(&w->peer);
 	err = bpf_map_update_elem(&flows, &w->peer, &w->flow, BPF_NOEXIST);
 	if (err == 0)
 		return INSERTED;
@@ -204,6 +206,7 @@ static __always_inline enum insert insert_forward(struct work *w)
 	w->flow.seen = bpf_ktime_get_coarse_ns();
 	w->flow.packets = 1;
 	w->flow.bytes = w->p.total;
+	announce_flow(&w->p.t);
 	err = bpf_map_update_elem(&flows, &w->p.t, &w->flow, BPF_NOEXIST);
 	if (err == 0) {
 		bpf_map_update_elem(&pairs, &w->p.t, &w->peer, BPF_ANY);

@@ -3,16 +3,23 @@
 #ifndef NODEPROXY_KEEP_H
 #define NODEPROXY_KEEP_H
 
-/* Rereads the frontend that the packet asked for. */
+/*
+ * Rereads the frontend that the packet asked for. The address is asked first:
+ * few are in use, so they are in a cache, where the table of ports never is as
+ * a whole, and replies go to ports of all kinds.
+ */
 static __always_inline bool read_frontend(struct work *w)
 {
 	struct frontend *fe;
 
+	w->dst_flags = address_flags(&w->p.t.dst);
+	if (!(w->dst_flags & (ADDRESS_VIP | ADDRESS_NODEPORT)))
+		return false;
 	w->key.addr = w->p.t.dst;
 	w->key.port = w->p.t.dport;
 	w->key.proto = w->p.t.proto;
 	w->key.pad = 0;
-	fe = find_frontend(&w->key, false);
+	fe = find_frontend(&w->key, w->dst_flags & ADDRESS_NODEPORT);
 	if (!fe)
 		return false;
 	w->fe = *fe;

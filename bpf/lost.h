@@ -28,6 +28,7 @@ static __noinline bool revive(struct work *w)
 	w->flow.seen = bpf_ktime_get_coarse_ns();
 	w->flow.tcp = TCP_SEEN_ACK;
 	w->to = w->flow.to;
+	announce_flow(&w->p.t);
 	if (bpf_map_update_elem(&flows, &w->p.t, &w->flow, BPF_NOEXIST) == 0)
 		count(REASON_FLOW_REBUILT, w->p.total);
 	return true;
@@ -102,26 +103,23 @@ static __always_inline int no_ports(struct __sk_buff *skb, struct work *w)
  * No flow, no frontend. Almost everything ends here and goes on. What must not:
  * replies of a flow whose half is lost, for the client does not know their
  * source, and to a masquerade port the stack would answer with a reset; and what
- * is for a service's address. Addresses are looked up once at most, and not for
- * TCP that is under way to ordinary ports.
+ * is for a service's address.
  */
 static __always_inline int stranger(struct __sk_buff *skb, struct work *w)
 {
 	bool syn = is_syn(&w->p), range = in_masquerade_range(w);
-	__u32 flags = 0;
+	__u32 flags = w->dst_flags;
 	struct node *n = node_facts();
 
 	if (!syn && n && n->flags & NODE_PASS_UNKNOWN)
 		return NEXT; /* may be netfilter's, which takes ports as it likes */
-	if (!syn && from_backend_port(w) && revive(w))
+	if (!syn && w->known && from_backend_port(w) && revive(w))
 		return resume(skb, w);
-	if (syn || range || w->p.t.proto != IPPROTO_TCP)
-		flags = address_flags(&w->p.t.dst);
 	if (is_owned(flags) && (syn || w->p.t.proto != IPPROTO_TCP))
 		return refuse_unknown(skb, w);
 	if (!range || w->egress || syn || !(flags & ADDRESS_LOCAL))
 		return NEXT;
-	if (revive(w))
+	if (w->known && revive(w))
 		return resume(skb, w);
 	reverse(&w->to, &w->p.t);
 	return socket_holds(skb, w) ? NEXT : drop(REASON_UNKNOWN_REPLY, &w->p);

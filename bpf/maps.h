@@ -37,6 +37,9 @@ MAP(BPF_MAP_TYPE_HASH, backend_counts, struct member_key, struct backend_stats, 
     BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, metrics, __u32, struct metric, REASONS, 0);
 
+MAP(BPF_MAP_TYPE_ARRAY, flow_filters, __u32, struct flow_filter, 2, 0);
+MAP(BPF_MAP_TYPE_ARRAY, flow_filter_state, __u32, __u32, 1, 0);
+
 /* Filled only while watch says so. */
 MAP(BPF_MAP_TYPE_ARRAY, watch, __u32, struct watch, 1, 0);
 struct {

@@ -28,6 +28,7 @@
 #include "lookup.h"
 #include "work.h"
 #include "keep.h"
+#include "filter.h"
 #include "flow.h"
 #include "nat.h"
 #include "icmp.h"
@@ -53,7 +54,8 @@ static __noinline int handle(struct __sk_buff *skb, __u32 l3, bool egress)
 		return no_ports(skb, w);
 	if (w->p.saw == FRAGMENT_LATER && !recall_fragment(w))
 		return orphan_fragment(w);
-	f = bpf_map_lookup_elem(&flows, &w->p.t);
+	w->known = may_have_flow(&w->p.t);
+	f = w->known ? bpf_map_lookup_elem(&flows, &w->p.t) : NULL;
 	if (f && f->flags & FLOW_FOREIGN)
 		return NEXT;
 	if (f && keep_flow(w, f, egress ? 0 : skb->ifindex)) {
@@ -63,7 +65,7 @@ static __noinline int handle(struct __sk_buff *skb, __u32 l3, bool egress)
 		return deliver(skb, w);
 	}
 	if (read_frontend(w)) {
-		if (!is_syn(&w->p) && revive(w))
+		if (w->known && !is_syn(&w->p) && revive(w))
 			return resume(skb, w);
 		return begin(skb, w);
 	}

@@ -263,6 +263,23 @@ struct collection {
 	__u64 udp_opening;
 	__u64 flows;   /* out; halves left */
 	__u64 deleted; /* out; halves deleted */
+	__u32 filter;  /* in; 1 + which filter gets the bits of all halves, or 0 */
+	__u32 pad;
+};
+
+/* As many as fit into a cache together with what else a packet needs. */
+#define FILTER_BITS 16
+
+/* What is in flows has its bit set, and so may other tuples. */
+struct flow_filter {
+	__u64 bits[(1 << FILTER_BITS) / 64];
+};
+
+/* The value of flow_filter_state. */
+enum filter_state {
+	FILTER_SECOND = 1,   /* which of the two is in use */
+	FILTER_BUILDING = 2, /* the other one is being filled: new halves go into both */
+	FILTER_VALID = 4,    /* else all tuples are looked up */
 };
 
 #include "stats.h"
@@ -284,6 +301,6 @@ _Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
 _Static_assert(sizeof(struct translation) == 44, "translation");
 _Static_assert(sizeof(struct socket) == 360, "socket");
 _Static_assert(sizeof(struct gone) == 48, "gone");
-_Static_assert(sizeof(struct collection) == 64, "collect");
+_Static_assert(sizeof(struct collection) == 72, "collect");
 
 #endif

@@ -29,6 +29,8 @@ struct work {
 	struct quote quote; /* in the ICMP error at hand */
 	struct tuple inner; /* what it becomes */
 	__u32 quoted[32];   /* by an ICMP error that is made here */
+	__u32 dst_flags;    /* of p.t.dst, once read_frontend was asked */
+	bool known;         /* the packet may have a flow */
 	bool egress;        /* at egress, where only what this host sends is looked at */
 };
 

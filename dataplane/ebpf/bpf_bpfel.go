@@ -82,6 +82,8 @@ type bpfCollection struct {
 	UdpOpening  uint64
 	Flows       uint64
 	Deleted     uint64
+	Filter      uint32
+	Pad         uint32
 }
 
 type bpfEvent struct {
@@ -92,6 +94,14 @@ type bpfEvent struct {
 	Service uint32
 	Reason  uint32
 }
+
+type bpfFilterState uint32
+
+const (
+	bpfFilterStateFILTER_SECOND   bpfFilterState = 1
+	bpfFilterStateFILTER_BUILDING bpfFilterState = 2
+	bpfFilterStateFILTER_VALID    bpfFilterState = 4
+)
 
 type bpfFlow struct {
 	_              structs.HostLayout
@@ -106,6 +116,11 @@ type bpfFlow struct {
 	CountedBytes   uint64
 	Packets        uint32
 	CountedPackets uint32
+}
+
+type bpfFlowFilter struct {
+	_    structs.HostLayout
+	Bits [1024]uint64
 }
 
 type bpfFlowFlag uint32
@@ -374,6 +389,8 @@ const (
 	bpfMapBackendCounts    = "backend_counts"
 	bpfMapBackends         = "backends"
 	bpfMapEvents           = "events"
+	bpfMapFlowFilterState  = "flow_filter_state"
+	bpfMapFlowFilters      = "flow_filters"
 	bpfMapFlows            = "flows"
 	bpfMapFragments        = "fragments"
 	bpfMapFrontends        = "frontends"
@@ -480,27 +497,29 @@ type bpfProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
-	Addresses     *ebpf.MapSpec `ebpf:"addresses"`
-	Affinities    *ebpf.MapSpec `ebpf:"affinities"`
-	BackendCounts *ebpf.MapSpec `ebpf:"backend_counts"`
-	Backends      *ebpf.MapSpec `ebpf:"backends"`
-	Events        *ebpf.MapSpec `ebpf:"events"`
-	Flows         *ebpf.MapSpec `ebpf:"flows"`
-	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
-	Frontends     *ebpf.MapSpec `ebpf:"frontends"`
-	Interfaces    *ebpf.MapSpec `ebpf:"interfaces"`
-	Members       *ebpf.MapSpec `ebpf:"members"`
-	Metrics       *ebpf.MapSpec `ebpf:"metrics"`
-	Names         *ebpf.MapSpec `ebpf:"names"`
-	Node          *ebpf.MapSpec `ebpf:"node"`
-	Pairs         *ebpf.MapSpec `ebpf:"pairs"`
-	Ports         *ebpf.MapSpec `ebpf:"ports"`
-	Scratch       *ebpf.MapSpec `ebpf:"scratch"`
-	ServiceCounts *ebpf.MapSpec `ebpf:"service_counts"`
-	Services      *ebpf.MapSpec `ebpf:"services"`
-	Sockets       *ebpf.MapSpec `ebpf:"sockets"`
-	SourceRanges  *ebpf.MapSpec `ebpf:"source_ranges"`
-	Watch         *ebpf.MapSpec `ebpf:"watch"`
+	Addresses       *ebpf.MapSpec `ebpf:"addresses"`
+	Affinities      *ebpf.MapSpec `ebpf:"affinities"`
+	BackendCounts   *ebpf.MapSpec `ebpf:"backend_counts"`
+	Backends        *ebpf.MapSpec `ebpf:"backends"`
+	Events          *ebpf.MapSpec `ebpf:"events"`
+	FlowFilterState *ebpf.MapSpec `ebpf:"flow_filter_state"`
+	FlowFilters     *ebpf.MapSpec `ebpf:"flow_filters"`
+	Flows           *ebpf.MapSpec `ebpf:"flows"`
+	Fragments       *ebpf.MapSpec `ebpf:"fragments"`
+	Frontends       *ebpf.MapSpec `ebpf:"frontends"`
+	Interfaces      *ebpf.MapSpec `ebpf:"interfaces"`
+	Members         *ebpf.MapSpec `ebpf:"members"`
+	Metrics         *ebpf.MapSpec `ebpf:"metrics"`
+	Names           *ebpf.MapSpec `ebpf:"names"`
+	Node            *ebpf.MapSpec `ebpf:"node"`
+	Pairs           *ebpf.MapSpec `ebpf:"pairs"`
+	Ports           *ebpf.MapSpec `ebpf:"ports"`
+	Scratch         *ebpf.MapSpec `ebpf:"scratch"`
+	ServiceCounts   *ebpf.MapSpec `ebpf:"service_counts"`
+	Services        *ebpf.MapSpec `ebpf:"services"`
+	Sockets         *ebpf.MapSpec `ebpf:"sockets"`
+	SourceRanges    *ebpf.MapSpec `ebpf:"source_ranges"`
+	Watch           *ebpf.MapSpec `ebpf:"watch"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -539,27 +558,29 @@ func (o *bpfObjects) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
-	Addresses     *ebpf.Map `ebpf:"addresses"`
-	Affinities    *ebpf.Map `ebpf:"affinities"`
-	BackendCounts *ebpf.Map `ebpf:"backend_counts"`
-	Backends      *ebpf.Map `ebpf:"backends"`
-	Events        *ebpf.Map `ebpf:"events"`
-	Flows         *ebpf.Map `ebpf:"flows"`
-	Fragments     *ebpf.Map `ebpf:"fragments"`
-	Frontends     *ebpf.Map `ebpf:"frontends"`
-	Interfaces    *ebpf.Map `ebpf:"interfaces"`
-	Members       *ebpf.Map `ebpf:"members"`
-	Metrics       *ebpf.Map `ebpf:"metrics"`
-	Names         *ebpf.Map `ebpf:"names"`
-	Node          *ebpf.Map `ebpf:"node"`
-	Pairs         *ebpf.Map `ebpf:"pairs"`
-	Ports         *ebpf.Map `ebpf:"ports"`
-	Scratch       *ebpf.Map `ebpf:"scratch"`
-	ServiceCounts *ebpf.Map `ebpf:"service_counts"`
-	Services      *ebpf.Map `ebpf:"services"`
-	Sockets       *ebpf.Map `ebpf:"sockets"`
-	SourceRanges  *ebpf.Map `ebpf:"source_ranges"`
-	Watch         *ebpf.Map `ebpf:"watch"`
+	Addresses       *ebpf.Map `ebpf:"addresses"`
+	Affinities      *ebpf.Map `ebpf:"affinities"`
+	BackendCounts   *ebpf.Map `ebpf:"backend_counts"`
+	Backends        *ebpf.Map `ebpf:"backends"`
+	Events          *ebpf.Map `ebpf:"events"`
+	FlowFilterState *ebpf.Map `ebpf:"flow_filter_state"`
+	FlowFilters     *ebpf.Map `ebpf:"flow_filters"`
+	Flows           *ebpf.Map `ebpf:"flows"`
+	Fragments       *ebpf.Map `ebpf:"fragments"`
+	Frontends       *ebpf.Map `ebpf:"frontends"`
+	Interfaces      *ebpf.Map `ebpf:"interfaces"`
+	Members         *ebpf.Map `ebpf:"members"`
+	Metrics         *ebpf.Map `ebpf:"metrics"`
+	Names           *ebpf.Map `ebpf:"names"`
+	Node            *ebpf.Map `ebpf:"node"`
+	Pairs           *ebpf.Map `ebpf:"pairs"`
+	Ports           *ebpf.Map `ebpf:"ports"`
+	Scratch         *ebpf.Map `ebpf:"scratch"`
+	ServiceCounts   *ebpf.Map `ebpf:"service_counts"`
+	Services        *ebpf.Map `ebpf:"services"`
+	Sockets         *ebpf.Map `ebpf:"sockets"`
+	SourceRanges    *ebpf.Map `ebpf:"source_ranges"`
+	Watch           *ebpf.Map `ebpf:"watch"`
 }
 
 func (m *bpfMaps) Close() error {
@@ -569,6 +590,8 @@ func (m *bpfMaps) Close() error {
 		m.BackendCounts,
 		m.Backends,
 		m.Events,
+		m.FlowFilterState,
+		m.FlowFilters,
 		m.Flows,
 		m.Fragments,
 		m.Frontends,

@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -26,8 +27,15 @@ type collected struct {
 // runCollect makes one pass over the flows table in the kernel. now is 0 for
 // the present; tests look into the future.
 func runCollect(prog *ebpf.Program, t Timeouts, now time.Duration) (collected, error) {
+	return collectAndFill(prog, t, now, 0)
+}
+
+// collectAndFill sets the bits of all halves too, in a filter that is numbered
+// from 1; of 0, in none.
+func collectAndFill(prog *ebpf.Program, t Timeouts, now time.Duration, filter uint32) (collected, error) {
 	in := bpfCollection{
-		Now: uint64(now), Established: uint64(t.Established), Closing: uint64(t.Closing),
+		Filter: filter,
+		Now:    uint64(now), Established: uint64(t.Established), Closing: uint64(t.Closing),
 		Opening: uint64(t.Opening), Udp: uint64(t.UDP), UdpOpening: uint64(t.UDPOpening),
 	}
 	var out bpfCollection
@@ -50,6 +58,7 @@ func (t Timeouts) hurried() Timeouts {
 // collector decides when to pass over the flows.
 type collector struct {
 	objs    *objects
+	filter  *flowFilter
 	t       Timeouts
 	entries uint64 // of the flows map
 	drain   bool   // the mode ends: closed flows go at once, for their ports are another's
@@ -72,12 +81,24 @@ func (c *collector) tick(now time.Time) error {
 	if crowded {
 		t = t.hurried()
 	}
-	got, err := runCollect(c.objs.Collect, t, 0)
+	got, err := c.pass(t)
 	if err != nil {
 		return err
 	}
 	c.live, c.begun, c.last = got.Left, begun, now
 	return nil
+}
+
+// pass is one that rebuilds the filter, if the kernel has what that takes: with
+// CPUs kept free of ticks (nohz_full) it has not.
+func (c *collector) pass(t Timeouts) (collected, error) {
+	got, err := c.filter.rebuild(func(which uint32) (collected, error) {
+		return collectAndFill(c.objs.Collect, t, 0, which+1)
+	})
+	if errors.Is(err, errNoBarrier) {
+		return runCollect(c.objs.Collect, t, 0)
+	}
+	return got, err
 }
 
 func (c *collector) newFlows() (uint64, error) {

@@ -19,16 +19,17 @@ import (
 // Dataplane is the eBPF mode on one node. It belongs to the network namespace
 // of the thread that called [New].
 type Dataplane struct {
-	o     Options
-	objs  *objects
-	maps  writer
-	read  func() (*contents, error)
-	ns    netns.NsHandle
-	stop  context.CancelFunc
-	done  sync.WaitGroup
-	lost  chan struct{} // endpoints were taken away
-	live  atomic.Uint64 // halves of flows, as of the collector's last pass
-	drift atomic.Uint64 // differences repaired
+	o      Options
+	objs   *objects
+	filter *flowFilter
+	maps   writer
+	read   func() (*contents, error)
+	ns     netns.NsHandle
+	stop   context.CancelFunc
+	done   sync.WaitGroup
+	lost   chan struct{} // endpoints were taken away
+	live   atomic.Uint64 // halves of flows, as of the collector's last pass
+	drift  atomic.Uint64 // differences repaired
 
 	settling sync.Mutex // of what follows
 	settled  time.Time  // when flows were last taken into the counters for Counts
@@ -69,7 +70,7 @@ func New(o Options) (*Dataplane, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Dataplane{o: o, objs: objs, planner: newPlanner(objs.Services.MaxEntries()), lost: make(chan struct{}, 1)}
+	d := &Dataplane{o: o, objs: objs, filter: &flowFilter{maps: &objs.bpfMaps}, planner: newPlanner(objs.Services.MaxEntries()), lost: make(chan struct{}, 1)}
 	km := newKernelMaps(&objs.bpfMaps)
 	d.maps, d.read = km, km.read
 	if !o.Drain {
@@ -153,14 +154,15 @@ func (d *Dataplane) attachSockets(p pins) error {
 // then, and get what ours do not know: a flow that began while they were copied.
 func (d *Dataplane) upgrade(ctx context.Context, table *service.Table) error {
 	p := pinsOf(&d.o)
-	if err := p.copyFlows(d.objs); err != nil {
+	copyFlows := func() error { return p.copyFlows(d.objs) }
+	if err := d.filter.without(copyFlows); err != nil {
 		return err
 	}
 	d.interfaces.waiting = false
 	if err := d.inNamespace(func() error { return d.attach(p) }); err != nil {
 		return err
 	}
-	if err := p.copyFlows(d.objs); err != nil {
+	if err := d.filter.without(copyFlows); err != nil {
 		return err
 	}
 	if err := p.removeOtherLayouts(); err != nil {
@@ -250,7 +252,7 @@ func drain[T any](c chan T) {
 
 func (d *Dataplane) collect(ctx context.Context) {
 	defer d.done.Done()
-	c := &collector{objs: d.objs, t: d.o.Timeouts, entries: uint64(d.objs.Flows.MaxEntries()), drain: d.o.Drain}
+	c := &collector{objs: d.objs, t: d.o.Timeouts, entries: uint64(d.objs.Flows.MaxEntries()), filter: d.filter, drain: d.o.Drain}
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	prune := time.NewTicker(pruneEvery)

@@ -34,6 +34,10 @@ type Reply struct{ From, To netip.AddrPort }
 // end each other. It holds for as long as [Options.PassUnknown]. It may be
 // called beside Sync.
 func (d *Dataplane) Reserve(replies []Reply) error {
+	return d.filter.without(func() error { return d.reserve(replies) })
+}
+
+func (d *Dataplane) reserve(replies []Reply) error {
 	held := bpfFlow{Flags: uint8(bpfFlowFlagFLOW_FOREIGN)}
 	for _, r := range replies {
 		key := bpfTuple{

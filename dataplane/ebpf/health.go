@@ -48,12 +48,13 @@ func (d *Dataplane) probeProgram() (err error) {
 	// Port first and last: it is a filter, and lets all pass that it should.
 	err = errors.Join(
 		d.objs.Ports.Put(port, bits|uint32(bpfPortFlagPORT_UDP)),
-		d.objs.Frontends.Put(key, bpfFrontend{Flags: uint8(bpfFrontendFlagFRONTEND_PROBE)}))
+		d.objs.Frontends.Put(key, bpfFrontend{Flags: uint8(bpfFrontendFlagFRONTEND_PROBE)}),
+		d.objs.Addresses.Put(key.Addr, uint32(bpfAddressFlagADDRESS_VIP)))
 	if err != nil {
 		return fmt.Errorf("probe: %w", err)
 	}
 	verdict, err := d.objs.Ingress.Run(&ebpf.RunOptions{Data: probeFrame()})
-	err = errors.Join(err, d.objs.Frontends.Delete(key), d.objs.Ports.Put(port, bits))
+	err = errors.Join(err, d.objs.Addresses.Delete(key.Addr), d.objs.Frontends.Delete(key), d.objs.Ports.Put(port, bits))
 	if err != nil {
 		return fmt.Errorf("probe: %w", err)
 	}

@@ -14,7 +14,7 @@ import (
 
 // layoutVersion is that of bpf/types.h and maps.h. Pins of another version are
 // removed once ours are filled and attached.
-const layoutVersion = "v6"
+const layoutVersion = "v7"
 
 const defaultBPFFS = "/sys/fs/bpf"
 

@@ -1,0 +1,89 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// flowFilter fills the Bloom filters before the flows table in turns, as
+// bpf/filter.h says. While it is not valid every tuple is looked up, which is
+// slower and always right. Safe for concurrent use.
+type flowFilter struct {
+	maps *bpfMaps
+	mu   sync.Mutex // of the state
+}
+
+// rebuild fills the filter that is not in use by a pass over all flows, and
+// then has it used. Halves that the programs insert meanwhile are in both.
+func (f *flowFilter) rebuild(pass func(which uint32) (collected, error)) (collected, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	state, err := f.state()
+	if err != nil {
+		return collected{}, err
+	}
+	state &^= uint32(bpfFilterStateFILTER_BUILDING) // of an agent that was killed
+	other := ^state & uint32(bpfFilterStateFILTER_SECOND)
+	fill := func() (collected, error) {
+		// The programs that still fill it are waited for, then the ones that
+		// do not do so yet.
+		if err := errors.Join(f.set(state), awaitPrograms()); err != nil {
+			return collected{}, err
+		}
+		if err := f.maps.FlowFilters.Put(other, make([]byte, f.maps.FlowFilters.ValueSize())); err != nil {
+			return collected{}, fmt.Errorf("map %s: %w", bpfMapFlowFilters, err)
+		}
+		if err := errors.Join(f.set(state|uint32(bpfFilterStateFILTER_BUILDING)), awaitPrograms()); err != nil {
+			return collected{}, err
+		}
+		return pass(other)
+	}
+	got, err := fill()
+	if err != nil {
+		return got, errors.Join(err, f.set(state))
+	}
+	return got, f.set(other | uint32(bpfFilterStateFILTER_VALID))
+}
+
+// without runs what inserts flows by itself. The filter is valid again after
+// the next rebuild.
+func (f *flowFilter) without(insert func() error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	state, err := f.state()
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.set(state&^uint32(bpfFilterStateFILTER_VALID)), insert())
+}
+
+func (f *flowFilter) state() (state uint32, err error) {
+	if err := f.maps.FlowFilterState.Lookup(uint32(0), &state); err != nil {
+		return 0, fmt.Errorf("map %s: %w", bpfMapFlowFilterState, err)
+	}
+	return state, nil
+}
+
+func (f *flowFilter) set(state uint32) error {
+	if err := f.maps.FlowFilterState.Update(uint32(0), state, ebpf.UpdateExist); err != nil {
+		return fmt.Errorf("map %s: %w", bpfMapFlowFilterState, err)
+	}
+	return nil
+}
+
+const membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL of linux/membarrier.h
+
+var errNoBarrier = errors.New("wait for programs that run")
+
+// awaitPrograms returns when every program that runs now has ended: they run in
+// read-side critical sections of RCU, and this membarrier(2) waits for those.
+func awaitPrograms() error {
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); errno != 0 {
+		return fmt.Errorf("%w: %w", errNoBarrier, errno)
+	}
+	return nil
+}
