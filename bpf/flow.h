@@ -123,12 +123,14 @@ enum insert { INSERTED, INSERT_TAKEN, INSERT_FULL };
 #define ONE_SHOT_IDLE 5000000000ULL
 
 /*
- * Which flow may lose its reply half to a new one: none, one that is over and
- * has rested, any that is over. The last packets of a flow and the first one of
- * the next may be on different CPUs: without a rest, a backend can see the new
- * SYN before the old RST, and the client has to send again.
+ * Which flow may lose its reply half to a new one: one that was reset and has
+ * rested, one that is over and has rested, any that is over. The last packets of
+ * a flow and the first one of the next may be on different CPUs: without a rest,
+ * a backend can see the new SYN before the old RST, and the client has to send
+ * again. So it has if the backend still has the old flow in TIME_WAIT, which a
+ * reset leaves nothing of.
  */
-enum reclaim { RECLAIM_NONE, RECLAIM_RESTED, RECLAIM_ANY };
+enum reclaim { RECLAIM_RESET, RECLAIM_RESTED, RECLAIM_ANY };
 
 #define REST 50000000ULL
 
@@ -140,9 +142,11 @@ static __always_inline bool is_over(const struct tuple *key, const struct flow *
 
 	if (key->proto == IPPROTO_UDP)
 		return !(f->flags & FLOW_LASTING) && idle > ONE_SHOT_IDLE;
-	if (which == RECLAIM_RESTED && idle < REST)
+	if (which != RECLAIM_ANY && idle < REST)
 		return false;
-	return (f->tcp | reply->tcp) & TCP_SEEN_RST || f->tcp & reply->tcp & TCP_SEEN_FIN;
+	if ((f->tcp | reply->tcp) & TCP_SEEN_RST)
+		return true;
+	return which != RECLAIM_RESET && f->tcp & reply->tcp & TCP_SEEN_FIN;
 }
 
 /*
@@ -189,7 +193,7 @@ static __always_inline enum insert insert_reply(struct work *w, enum reclaim whi
 	there = bpf_map_lookup_elem(&flows, &w->peer);
 	if (there && same_tuple(&there->to, &w->flow.to))
 		return INSERTED;
-	if (!there || which == RECLAIM_NONE || !reclaim(w, there, which))
+	if (!there || !reclaim(w, there, which))
 		return INSERT_TAKEN;
 	err = bpf_map_update_elem(&flows, &w->peer, &w->flow, BPF_NOEXIST);
 	return err == 0 ? INSERTED : err == -EEXIST ? INSERT_TAKEN : INSERT_FULL;

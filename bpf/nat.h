@@ -39,8 +39,8 @@ struct port_search {
 	enum insert result;
 };
 
-/* So many tries want a port that no flow has, later ones take a closed flow's,
- * as many as RESTED_TRIES only one that was closed a while ago. */
+/* So many tries want a port that nobody has in mind, later ones take one of a
+ * flow that was closed, as many as RESTED_TRIES only if that is a while ago. */
 #define FRESH_TRIES 8
 #define RESTED_TRIES 64
 
@@ -60,7 +60,7 @@ static long try_port(__u32 i, struct port_search *s)
 	w->to.sport = bpf_htons(port);
 	if (address_flags(&w->to.src) & ADDRESS_LOCAL && socket_holds(s->skb, w))
 		return 0;
-	s->result = insert_reply(w, i < FRESH_TRIES                  ? RECLAIM_NONE
+	s->result = insert_reply(w, i < FRESH_TRIES                  ? RECLAIM_RESET
 				    : i < FRESH_TRIES + RESTED_TRIES ? RECLAIM_RESTED
 								     : RECLAIM_ANY);
 	return s->result != INSERT_TAKEN;
