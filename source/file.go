@@ -44,7 +44,9 @@ type File struct {
 	Log  *slog.Logger
 
 	files map[string]*file
-	begun bool // something was handed on
+	begun bool            // something was handed on
+	twice map[string]bool // what was said of objects that are in two files
+	given contents        // what was handed on
 }
 
 // file is what is known of one file.
@@ -64,10 +66,10 @@ type stamp struct {
 	pointed string // what a link leads to
 }
 
-// Run hands the whole content to emit, at once and after each change, until
-// ctx ends, whose error it returns. emit is called from one goroutine.
+// Run hands the whole content to emit at once, and then what changes, until ctx
+// ends, whose error it returns. emit is called from one goroutine.
 func (f *File) Run(ctx context.Context, emit func(service.Changes)) error {
-	f.files = map[string]*file{}
+	f.files, f.twice = map[string]*file{}, map[string]bool{}
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		return fmt.Errorf("watch %s: %w", f.Path, err)
@@ -86,13 +88,29 @@ func (f *File) Run(ctx context.Context, emit func(service.Changes)) error {
 		case err == nil:
 			missing = ""
 			if changed && f.complete() {
-				f.begun = true
-				emit(f.changes())
+				f.hand(emit)
 			}
 		}
 		if err := f.wait(ctx, w, ticker.C); err != nil {
 			return err
 		}
+	}
+}
+
+// hand tells emit what differs from what it was told before.
+func (f *File) hand(emit func(service.Changes)) {
+	now := joined(f.files, f.sayTwice)
+	c := now.since(f.given)
+	c.Complete = !f.begun
+	f.begun, f.given = true, now
+	emit(c)
+}
+
+func (f *File) sayTwice(object any, second string) {
+	key := fmt.Sprint(object, " in ", second)
+	if !f.twice[key] {
+		f.twice[key] = true
+		f.Log.Warn("object is in two places; the file that sorts first counts", "object", fmt.Sprint(object), "second", second)
 	}
 }
 
@@ -222,6 +240,9 @@ func (f *File) read(name string) bool {
 		known.complain = ""
 	}
 	f.report(name, known, next)
+	if known.good != nil {
+		next.keepEqual(known.good)
+	}
 	known.good = next
 	return true
 }
@@ -259,41 +280,6 @@ func (f *File) complete() bool {
 		}
 	}
 	return true
-}
-
-// changes joins all files. Of an object that is in two of them, the one in the
-// file that sorts first counts.
-func (f *File) changes() service.Changes {
-	c := service.Changes{Complete: true}
-	seen := map[any]string{}
-	first := func(key any, name string) bool {
-		if other, dup := seen[key]; dup {
-			f.Log.Warn("object is in two places; the first counts", "object", fmt.Sprint(key), "first", other, "second", name)
-			return false
-		}
-		seen[key] = name
-		return true
-	}
-	type sliceName service.Name
-	for _, name := range slices.Sorted(maps.Keys(f.files)) {
-		good := f.files[name].good
-		for _, svc := range good.services {
-			if first(svc.Name, name) {
-				c.Services = append(c.Services, svc)
-			}
-		}
-		for _, slice := range good.slices {
-			if first(sliceName(slice.Name), name) {
-				c.EndpointSlices = append(c.EndpointSlices, slice)
-			}
-		}
-		for _, node := range good.nodes {
-			if first(node.Name, name) {
-				c.Nodes = append(c.Nodes, node)
-			}
-		}
-	}
-	return c
 }
 
 func stampOf(name string) (stamp, error) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,9 +19,10 @@ import (
 
 // followed runs a File source on a path and collects what it says.
 type followed struct {
-	t       *testing.T
-	changes chan service.Changes
-	log     *safeBuffer
+	t        *testing.T
+	changes  chan service.Changes
+	log      *safeBuffer
+	services map[string]bool // as said so far
 }
 
 type safeBuffer struct {
@@ -58,16 +60,24 @@ func follow(t *testing.T, path string) *followed {
 func (f *followed) want(names ...string) {
 	f.t.Helper()
 	deadline := time.After(3 * time.Second)
-	last := []string{"nothing said"}
+	last := slices.Sorted(maps.Keys(f.services))
 	for {
 		select {
 		case c := <-f.changes:
-			last = nil
-			for _, s := range c.Services {
-				last = append(last, s.Name.Name)
+			if c.Complete != (f.services == nil) {
+				f.t.Errorf("complete: %t, after %v", c.Complete, f.services)
 			}
-			slices.Sort(last)
-			if slices.Equal(last, names) && c.Complete {
+			if c.Complete {
+				f.services = map[string]bool{}
+			}
+			for _, s := range c.Services {
+				f.services[s.Name.Name] = true
+			}
+			for _, name := range c.DeletedServices {
+				delete(f.services, name.Name)
+			}
+			last = slices.Sorted(maps.Keys(f.services))
+			if slices.Equal(last, names) {
 				return
 			}
 		case <-deadline:

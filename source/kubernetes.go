@@ -87,21 +87,21 @@ func (k *Kubernetes) reflectors() []*cache.Reflector {
 	slices := k.Client.DiscoveryV1().EndpointSlices(metav1.NamespaceAll)
 	nodes := k.Client.CoreV1().Nodes()
 	return []*cache.Reflector{
-		reflect(&k.link, "Services", services, &v1.Service{}, k.serviceStore(), func(o *metav1.ListOptions) {
+		reflectorOf(&k.link, "Services", services, &v1.Service{}, k.serviceStore(), func(o *metav1.ListOptions) {
 			o.LabelSelector = "!" + labelServiceProxyName
 			o.FieldSelector = fields.OneTermNotEqualSelector("spec.clusterIP", v1.ClusterIPNone).String()
 		}),
-		reflect(&k.link, "EndpointSlices", slices, &discovery.EndpointSlice{}, k.sliceStore(), func(o *metav1.ListOptions) {
+		reflectorOf(&k.link, "EndpointSlices", slices, &discovery.EndpointSlice{}, k.sliceStore(), func(o *metav1.ListOptions) {
 			o.LabelSelector = "!" + v1.IsHeadlessService
 		}),
-		reflect(&k.link, "Node", nodes, &v1.Node{}, k.nodeStore(), func(o *metav1.ListOptions) {
+		reflectorOf(&k.link, "Node", nodes, &v1.Node{}, k.nodeStore(), func(o *metav1.ListOptions) {
 			o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, k.NodeName).String()
 		}),
 	}
 }
 
-// reflect returns a reflector of one kind.
-func reflect[L listObject](link *apiLink, what string, api listWatcher[L], example any, store cache.ReflectorStore,
+// reflectorOf returns a reflector of one kind.
+func reflectorOf[L listObject](link *apiLink, what string, api listWatcher[L], example any, store cache.ReflectorStore,
 	selectors func(*metav1.ListOptions)) *cache.Reflector {
 	lw := listWatch(link, what, api, selectors)
 	logger := logr.Discard()
