@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"runtime/debug"
 	"net"
 	"net/netip"
 	"strings"
@@ -134,6 +136,7 @@ func (a *agent) drive(ctx context.Context) error {
 			if r.Err == nil && !synced {
 				synced = true
 				a.log.Info("synced", "services", len(r.Table.Services), "unsupported", unsupported(a.dataplane), "duration", r.Duration)
+				saveMemory()
 				group.Go(func() error { a.inPlace(ctx); return nil })
 				group.Go(func() error { a.observer.probe(ctx); return nil })
 			}
@@ -264,4 +267,14 @@ func lockNode(ctx context.Context) (net.Listener, error) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// saveMemory gives back what only a start needed. From now on an agent allocates
+// little, so that the garbage collector may run more often for less of it;
+// GOGC, where it is set, has the last word.
+func saveMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(40)
+	}
+	debug.FreeOSMemory()
 }

@@ -159,7 +159,7 @@ func (s *Sizes) apply(spec *ebpf.CollectionSpec) {
 		bpfMapNames:         s.Services,
 		bpfMapSourceRanges:  s.Ranges,
 		bpfMapFlows:         2 * s.Flows,
-		bpfMapPairs:         2 * s.Flows,
+		bpfMapPairs:         max(s.Flows/2, min(2*s.Flows, 8192)), // hints, and the newest count
 		bpfMapAffinities:    s.Affinities,
 		bpfMapFragments:     s.Fragments,
 	} {
