@@ -25,7 +25,7 @@ type Changes struct {
 // afterwards. It is not safe for concurrent use.
 type State struct {
 	services map[Name]*Service
-	slices   map[Name]map[Name]*EndpointSlice // by Service, then by slice
+	slices   map[Name][]*EndpointSlice // by Service, sorted by name
 	owners   map[Name]Name                    // Service of each slice
 	nodes    map[string]*Node
 }
@@ -34,7 +34,7 @@ type State struct {
 func NewState() *State {
 	return &State{
 		services: map[Name]*Service{},
-		slices:   map[Name]map[Name]*EndpointSlice{},
+		slices:   map[Name][]*EndpointSlice{},
 		owners:   map[Name]Name{},
 		nodes:    map[string]*Node{},
 	}
@@ -52,16 +52,9 @@ func (s *State) Counts() (services, endpointSlices int) {
 }
 
 // EndpointSlices returns the EndpointSlices of a Service, ordered by name, so
-// that the order in which they came does not matter.
-func (s *State) EndpointSlices(name Name) []*EndpointSlice {
-	of := s.slices[name]
-	out := make([]*EndpointSlice, 0, len(of))
-	for _, slice := range of {
-		out = append(out, slice)
-	}
-	slices.SortFunc(out, func(a, b *EndpointSlice) int { return a.Name.Compare(b.Name) })
-	return out
-}
+// that the order in which they came does not matter. The list is valid until the
+// next Apply.
+func (s *State) EndpointSlices(name Name) []*EndpointSlice { return s.slices[name] }
 
 // Dirty names what a batch of changes touched.
 type Dirty struct {
@@ -112,19 +105,25 @@ func (s *State) Apply(c Changes) Dirty {
 func (s *State) setSlice(slice *EndpointSlice, d *Dirty) {
 	owner := Name{slice.Name.Namespace, slice.Service}
 	if before, ok := s.owners[slice.Name]; ok {
-		if before == owner && reflect.DeepEqual(s.slices[owner][slice.Name], slice) {
+		of := s.slices[owner]
+		if at, ok := findSlice(of, slice.Name); ok && before == owner {
+			if !reflect.DeepEqual(of[at], slice) {
+				of[at] = slice
+				d.Services[owner] = struct{}{}
+			}
 			return
 		}
-		if before != owner {
-			s.removeSlice(slice.Name, d)
-		}
+		s.removeSlice(slice.Name, d)
 	}
-	if s.slices[owner] == nil {
-		s.slices[owner] = map[Name]*EndpointSlice{}
-	}
-	s.slices[owner][slice.Name] = slice
+	at, _ := findSlice(s.slices[owner], slice.Name)
+	s.slices[owner] = slices.Insert(s.slices[owner], at, slice)
 	s.owners[slice.Name] = owner
 	d.Services[owner] = struct{}{}
+}
+
+// findSlice returns where a slice is among those of a Service, or belongs.
+func findSlice(of []*EndpointSlice, name Name) (int, bool) {
+	return slices.BinarySearchFunc(of, name, func(s *EndpointSlice, n Name) int { return s.Name.Compare(n) })
 }
 
 func (s *State) removeSlice(name Name, d *Dirty) {
@@ -133,7 +132,9 @@ func (s *State) removeSlice(name Name, d *Dirty) {
 		return
 	}
 	delete(s.owners, name)
-	delete(s.slices[owner], name)
+	if at, ok := findSlice(s.slices[owner], name); ok {
+		s.slices[owner] = slices.Delete(s.slices[owner], at, at+1)
+	}
 	if len(s.slices[owner]) == 0 {
 		delete(s.slices, owner)
 	}
