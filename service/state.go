@@ -26,7 +26,7 @@ type Changes struct {
 type State struct {
 	services map[Name]*Service
 	slices   map[Name][]*EndpointSlice // by Service, sorted by name
-	owners   map[Name]Name                    // Service of each slice
+	owners   map[Name]Name             // Service of each slice
 	nodes    map[string]*Node
 }
 

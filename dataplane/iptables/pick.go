@@ -3,6 +3,7 @@ package iptables
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/nodeproxy/nodeproxy/service"
@@ -19,6 +20,8 @@ const (
 	// rules that lead through more than 16 chains (NFT_JUMP_STACK_SIZE), those of
 	// the dispatch included, and then everything that is written with them.
 	pickDepth = 3
+	// filteredDepth is the same below a tree of source ranges.
+	filteredDepth = 1
 )
 
 // split reports whether a list is too long to stand in another chain.
@@ -59,8 +62,12 @@ func (c *portCompiler) pick(owner string, backends []service.Backend) []string {
 	if len(targets) <= inlineBackends {
 		return append(rules, oneOf(targets)...)
 	}
+	depth := pickDepth
+	if slices.ContainsFunc(c.sp.Frontends, func(f service.Frontend) bool { return f.Filtered }) {
+		depth = filteredDepth
+	}
 	p := picker{owner: owner, chains: c.out.nat}
-	return append(rules, p.choose(targets, costFor(len(targets)), pickDepth)...)
+	return append(rules, p.choose(targets, costFor(len(targets), depth), depth)...)
 }
 
 // endpointChain remembers the client when it leads to an endpoint.
@@ -132,9 +139,9 @@ var capacities = func() (c [pickDepth + 1][maxCost]int) {
 	return c
 }()
 
-func costFor(n int) int {
+func costFor(n, depth int) int {
 	cost := pickLeaf
-	for cost < maxCost-1 && capacities[pickDepth][cost] < n {
+	for cost < maxCost-1 && capacities[depth][cost] < n {
 		cost++
 	}
 	return cost

@@ -16,7 +16,7 @@ func TestPickTree(t *testing.T) {
 			targets = append(targets, target{fmt.Sprintf(" -j END-%d", i), 1})
 		}
 		p := picker{owner: "x", chains: map[string][]string{}}
-		cost := costFor(n)
+		cost := costFor(n, pickDepth)
 		entrance := p.choose(targets, cost, pickDepth)
 		ends, deepest, most := map[string]int{}, 0, 0
 		var walk func(rules []string, depth, compared int)

@@ -135,7 +135,7 @@ func (c *portCompiler) policy(f *service.Frontend) string {
 // sources renders rules that send packets from a frontend's source ranges to
 // target; all others fall through.
 func (c *portCompiler) sources(chains map[string][]string, owner string, f *service.Frontend, target string) []string {
-	t := newTree("-s", sourceChain(owner))
+	t := newTree("-s", sourceLevels, sourceChain(owner))
 	for _, r := range f.SourceRanges {
 		t.set(entry{key: prefixKey(r), target: target[1:]})
 	}

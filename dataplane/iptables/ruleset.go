@@ -49,8 +49,8 @@ type tableRules struct {
 
 func newTableRules() *tableRules {
 	return &tableRules{
-		addresses: newTree("-d", prefixChain),
-		ports:     newTree("-d", prefixChain),
+		addresses: newTree("-d", dispatchLevels, prefixChain),
+		ports:     newTree("-d", dispatchLevels, prefixChain),
 		sums:      map[string]sums{},
 		pending:   map[string][]string{},
 	}

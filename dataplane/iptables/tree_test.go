@@ -36,7 +36,8 @@ func contents(t *tree) map[string][]string {
 func TestTreeShapeDependsOnlyOnKeys(t *testing.T) {
 	for seed := range uint64(20) {
 		rng := rand.New(rand.NewPCG(seed, 0))
-		grown := newTree("-d", prefixChain)
+		levels := 2 + int(seed)%7
+		grown := newTree("-d", levels, prefixChain)
 		written := map[string][]string{} // as the kernel would hold it
 		wanted := map[key]entry{}
 		for step := range 3000 {
@@ -58,12 +59,15 @@ func TestTreeShapeDependsOnlyOnKeys(t *testing.T) {
 					written[chain] = rules
 				}
 			})
-			fresh := newTree("-d", prefixChain)
+			fresh := newTree("-d", levels, prefixChain)
 			for _, e := range wanted {
 				fresh.set(e)
 			}
 			if diff := cmp.Diff(contents(fresh), written); diff != "" {
 				t.Fatalf("seed %d, step %d: grown tree differs from a fresh one (-fresh +grown):\n%s", seed, step, diff)
+			}
+			if grown.root != nil && !grown.fits(grown.root, 1) {
+				t.Fatalf("seed %d, step %d: more than %d levels, or a long list above the last one", seed, step, levels)
 			}
 			if got := grown.len(); got != len(wanted) {
 				t.Fatalf("seed %d, step %d: len() = %d, want %d", seed, step, got, len(wanted))
@@ -74,7 +78,7 @@ func TestTreeShapeDependsOnlyOnKeys(t *testing.T) {
 
 func TestTreeEmptiesToNothing(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 7))
-	tr := newTree("-d", prefixChain)
+	tr := newTree("-d", dispatchLevels, prefixChain)
 	var all []entry
 	for range 500 {
 		e := randomEntry(rng)
@@ -90,7 +94,7 @@ func TestTreeEmptiesToNothing(t *testing.T) {
 }
 
 func TestTreeKeepsWhatAnotherTookOver(t *testing.T) {
-	tr := newTree("-d", prefixChain)
+	tr := newTree("-d", dispatchLevels, prefixChain)
 	k := frontendKey(netip.MustParseAddr("10.96.0.1"), service.TCP, 80)
 	old, next := entry{key: k, comment: "old", target: "-j OLD"}, entry{key: k, comment: "new", target: "-j NEW"}
 	tr.set(old)
@@ -102,9 +106,12 @@ func TestTreeKeepsWhatAnotherTookOver(t *testing.T) {
 }
 
 func TestTreeChangesFewChains(t *testing.T) {
-	tr := newTree("-d", prefixChain)
-	for i := range 10000 {
-		tr.set(entry{key: frontendKey(netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}), service.TCP, 80)})
+	tr := newTree("-d", dispatchLevels, prefixChain)
+	// A first address far away moves all others one level down, once.
+	tr.set(entry{key: frontendKey(netip.MustParseAddr("203.0.113.1"), service.TCP, 80)})
+	for i := range 10000 { // all over the range, as API servers give them
+		at := i * 6
+		tr.set(entry{key: frontendKey(netip.AddrFrom4([4]byte{10, 96, byte(at >> 8), byte(at)}), service.TCP, 80)})
 	}
 	tr.flush(func(string, []string) {})
 	tr.set(entry{key: frontendKey(netip.AddrFrom4([4]byte{10, 96, 200, 77}), service.TCP, 80)})
