@@ -93,14 +93,15 @@ test-fuzz: ## Run the fuzz targets for a short time each (FUZZ=10s)
 
 # Stock Debian kernels, in QEMU without KVM: what only they can show.
 VM_KERNELS ?= linux-image-cloud-amd64 linux-image-6.12-cloud-amd64
-VM_TESTS   ?= ./dataplane/ebpf
+# Packets through the programs one by one, and the table of scenarios in labs.
+VM_TESTS   ?= ./dataplane/ebpf ./netns-tests=^TestScenarios(Bridged|Flags)?$$/ebpf
 # Of these, what the gate runs: every program, packets through them, and what
 # only stock kernels have.
 VM_GATE    := ./dataplane/ebpf=TestVerifier|TestPackets|TestSocketPath|TestP1P2P3|TestP20|TestLossy|TestP35
 
 .PHONY: test-vm
 test-vm: root deps-vm ## Run the eBPF tests on stock Debian kernels in QEMU (VM_KERNELS, VM_TESTS)
-	$(GO) run ./netns-tests/vm $(addprefix -kernel ,$(VM_KERNELS)) $(foreach t,$(VM_TESTS),-test '$(t)')
+	$(GO) run ./netns-tests/vm -timeout 40m $(addprefix -kernel ,$(VM_KERNELS)) $(foreach t,$(VM_TESTS),-test '$(t)')
 
 .PHONY: test-vm-gate
 test-vm-gate: root deps-vm ## Run on Linux 6.1 what the gate runs there
