@@ -10,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	discovery "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/nodeproxy/nodeproxy/lab/echo"
 )
 
@@ -69,13 +72,24 @@ func (c *cluster) changeToTraffic(b *testing.B, s svc) []time.Duration {
 		pod := []string{"pod-b1", "pod-a2"}[i%2]
 		s.endpoints = pods(pod)
 		time.Sleep(300 * time.Millisecond) // the agent is idle, as between changes
-		objects := s.objects()
+		slice := c.readSlice(b, s)
+		slice.Endpoints = s.objects()[1].(*discovery.EndpointSlice).Endpoints
 		start := time.Now()
-		must(b, c.Apply(s.name+".yaml", objects...))
+		_, err := c.api.Client.DiscoveryV1().EndpointSlices(slice.Namespace).Update(b.Context(), slice, metav1.UpdateOptions{})
+		must(b, err)
 		took = append(took, c.untilAnswered(b, s, pod, start, time.Minute))
 	}
 	slices.Sort(took)
 	return took
+}
+
+// readSlice returns the first slice of a Service as the API server has it.
+func (c *cluster) readSlice(b *testing.B, s svc) *discovery.EndpointSlice {
+	b.Helper()
+	mine := s.objects()[1].(*discovery.EndpointSlice)
+	slice, err := c.api.Client.DiscoveryV1().EndpointSlices(mine.Namespace).Get(b.Context(), mine.Name, metav1.GetOptions{})
+	must(b, err)
+	return slice
 }
 
 func median(sorted []time.Duration) time.Duration { return sorted[len(sorted)/2] }
