@@ -42,7 +42,7 @@ func TestExplain(t *testing.T) {
 		from, to, protocol, verdict string
 		words                       []string
 	}{
-		"translated":    {"10.244.1.9", "10.96.0.1:80", "TCP", "translate", []string{"a Pod", "ClusterIP 10.96.0.1:80 of Service default/web:http", "one of 1 endpoints on every node", "session affinity", "10.244.2.7:8080, sees the source as it is"}},
+		"translated":    {"10.244.1.9", "10.96.0.1:80", "TCP", "translate", []string{"a Pod", "ClusterIP 10.96.0.1:80 of Service default/web:http", "one of 1 endpoints on every node", "session affinity", "10.244.2.7:8080, sees the source as it is, next hop on eth0"}},
 		"masqueraded":   {"", "10.96.0.1:80", "TCP", "translate", []string{"this node itself", "sees this node as the source"}},
 		"local policy":  {"192.0.2.1", "192.168.0.1:30080", "TCP", "drop", []string{"outside", "node port 30080", "policy is Local"}},
 		"source range":  {"192.0.2.1", "198.51.100.1:80", "TCP", "drop", []string{"outside of loadBalancerSourceRanges [203.0.113.0/24]"}},
@@ -60,7 +60,7 @@ func TestExplain(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e := Explain(tb, q.Packet(&tb.Node))
+		e := Explain(tb, q.Packet(&tb.Node), func(netip.Addr) string { return "on eth0" })
 		text := strings.Join(e.Steps, "\n")
 		if e.Verdict != test.verdict {
 			t.Errorf("%s: %s, want %s:\n%s", name, e.Verdict, test.verdict, text)

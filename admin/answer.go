@@ -11,7 +11,7 @@ import (
 // ExplainWith tells what the Table makes of a packet, and whether the kernel's
 // answer is the same.
 func ExplainWith(table *service.Table, p service.Packet, a view.Answer) Explanation {
-	e := Explain(table, p)
+	e := Explain(table, p, nil)
 	e.take(a, p)
 	return e
 }

@@ -29,12 +29,20 @@ type Candidate struct {
 	Local      bool   `json:"local"`
 	Weight     int    `json:"weight"`
 	Masquerade bool   `json:"masquerade"`
+	NextHop    string `json:"nextHop,omitempty"`
 }
 
-// Explain tells what the Table makes of a packet. It is pure; which of the
-// candidates is taken is for the kernel to choose.
-func Explain(table *service.Table, p service.Packet) Explanation {
-	o := table.Judge(p)
+// A Hop says by which way this node reaches an address: "on veth0", "via
+// 192.0.2.1 on eth0".
+type Hop func(netip.Addr) string
+
+// Explain tells what the Table makes of a packet; which of the candidates is
+// taken is for the kernel to choose. Without a Hop, nothing is said of ways.
+func Explain(table *service.Table, p service.Packet, hop Hop) Explanation {
+	return explain(table.Judge(p), p, hop)
+}
+
+func explain(o service.Outcome, p service.Packet, hop Hop) Explanation {
 	e := Explanation{}
 	say := func(format string, args ...any) { e.Steps = append(e.Steps, fmt.Sprintf(format, args...)) }
 	say("%s packet from %s to %s", p.Protocol, from(p.Source), p.Destination)
@@ -64,7 +72,7 @@ func Explain(table *service.Table, p service.Packet) Explanation {
 	case service.Drop:
 		say("the traffic policy is Local and no endpoint is on this node: dropped, so that load balancers go elsewhere")
 	case service.Translate:
-		e.translated(o, p, say)
+		e.translated(o, p, hop, say)
 	}
 	return e
 }
@@ -73,7 +81,7 @@ var sourceWords = map[service.Source]string{
 	service.FromPod: "a Pod", service.FromNode: "this node itself", service.FromOutside: "outside of the cluster",
 }
 
-func (e *Explanation) translated(o service.Outcome, p service.Packet, say func(string, ...any)) {
+func (e *Explanation) translated(o service.Outcome, p service.Packet, hop Hop, say func(string, ...any)) {
 	where := "on every node"
 	if o.Route.List == service.ListLocal {
 		where = "on this node"
@@ -84,7 +92,6 @@ func (e *Explanation) translated(o service.Outcome, p service.Packet, say func(s
 	}
 	for _, b := range o.Backends {
 		c := Candidate{Address: b.To(p.Destination.Port()).String(), Local: b.Local, Weight: b.Shares(), Masquerade: o.Masquerade(p, b)}
-		e.Backends = append(e.Backends, c)
 		text := c.Address
 		if c.Weight > 1 {
 			text += fmt.Sprintf(", weight %d", c.Weight)
@@ -97,6 +104,11 @@ func (e *Explanation) translated(o service.Outcome, p service.Packet, say func(s
 		} else {
 			text += ", sees the source as it is"
 		}
+		if hop != nil {
+			c.NextHop = hop(b.Addr())
+			text += ", next hop " + c.NextHop
+		}
+		e.Backends = append(e.Backends, c)
 		say("  %s", text)
 	}
 }

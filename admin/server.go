@@ -34,6 +34,8 @@ type Server struct {
 	Repair func(context.Context) error
 	// Pod finds the addresses of a Pod in the agent's source.
 	Pod func(context.Context, service.Name) ([]netip.Addr, error)
+	// NextHop is called for each endpoint that an explanation names; nil for none.
+	NextHop Hop
 	// Watch tells of what happens until ctx ends, and calls ready when it does.
 	Watch func(ctx context.Context, ready func(), emit func(view.Event)) error
 }
@@ -139,13 +141,17 @@ func (s *Server) handler() http.Handler {
 
 // explain asks the Table, and the kernel.
 func (s *Server) explain(ctx context.Context, q Question) (Explanation, error) {
-	var e Explanation
 	var p service.Packet
+	var o service.Outcome
 	err := s.inspect(ctx, func(t *service.Table) {
 		p = q.Packet(&t.Node)
-		e = Explain(t, p)
+		o = t.Judge(p)
 	})
-	if err != nil || s.Kernel == nil || q.AgentOnly || p.Destination.Addr().IsLoopback() {
+	if err != nil {
+		return Explanation{}, err
+	}
+	e := explain(o, p, s.NextHop)
+	if s.Kernel == nil || q.AgentOnly || p.Destination.Addr().IsLoopback() {
 		return e, err // what is served on loopback is not for rules and programs at interfaces
 	}
 	a, err := s.Kernel.Explain(ctx, p)

@@ -54,7 +54,7 @@ func explainByName(t *testing.T, l *lab.Lab) {
 	argv := []string{l.Options().Binary, "explain", "--instance", l.Netns("node-a"), "--from"}
 	for _, from := range [][]string{{"pod", "default/pod-a1"}, {"pod/default/pod-a1"}} {
 		out := inPlace(t, l, "node-a", append(append(argv, from...), to.String())...)
-		for _, want := range []string{"TCP packet from " + lab.MustPlace("pod-a1").Addr(true).String() + " to " + to.String(), "the source is a Pod", "one of 4 endpoints", "asked "} {
+		for _, want := range []string{"next hop on veth-a1", "next hop via " + lab.MustPlace("node-b").Addr(true).String() + " on eth0", "TCP packet from " + lab.MustPlace("pod-a1").Addr(true).String() + " to " + to.String(), "the source is a Pod", "one of 4 endpoints", "asked "} {
 			if !strings.Contains(out, want) {
 				t.Errorf("--from %v: no %q in\n%s", from, want, out)
 			}

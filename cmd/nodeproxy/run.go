@@ -148,11 +148,12 @@ func (a *agent) drive(ctx context.Context) error {
 	repair := make(chan func(error))
 	loop.Repair = repair
 	socket := &admin.Server{Path: admin.Socket(a.opts.instance), Status: a.observer.status, Inspect: inspect,
-		Kernel: kernelOf(a.dataplane, func() (service.NodeFacts, bool) { return nodeFacts(ctx, inspect) }),
-		Verify: func(ctx context.Context) ([]view.Difference, error) { return verify(ctx, a.dataplane) },
-		Watch:  watchOf(a.dataplane),
-		Pod:    a.pods.find,
-		Repair: func(ctx context.Context) error { return askRepair(ctx, repair) }}
+		Kernel:  kernelOf(a.dataplane, func() (service.NodeFacts, bool) { return nodeFacts(ctx, inspect) }),
+		Verify:  func(ctx context.Context) ([]view.Difference, error) { return verify(ctx, a.dataplane) },
+		Watch:   watchOf(a.dataplane),
+		NextHop: nextHop,
+		Pod:     a.pods.find,
+		Repair:  func(ctx context.Context) error { return askRepair(ctx, repair) }}
 	group.Go(func() error { return a.ask(ctx, socket) })
 	a.observer.serve(ctx, group)
 	group.Go(func() error { return a.observer.events.run(ctx) })
