@@ -267,21 +267,7 @@ struct collection {
 	__u32 pad;
 };
 
-/* As many as fit into a cache together with what else a packet needs. */
-#define FILTER_BITS 16
-
-/* What is in flows has its bit set, and so may other tuples. */
-struct flow_filter {
-	__u64 bits[(1 << FILTER_BITS) / 64];
-};
-
-/* The value of flow_filter_state. */
-enum filter_state {
-	FILTER_SECOND = 1,   /* which of the two is in use */
-	FILTER_BUILDING = 2, /* the other one is being filled: new halves go into both */
-	FILTER_VALID = 4,    /* else all tuples are looked up */
-};
-
+#include "filtertypes.h"
 #include "stats.h"
 
 _Static_assert(sizeof(struct addr) == 16, "addr");

@@ -25,9 +25,11 @@ const (
 	// API (kube-proxy's time); it is used whenever it comes.
 	nodePatience = 30 * time.Second
 	// apiBackoffMin and apiBackoffMax bound the wait between two tries to reach
-	// an API server. client-go's own go up to a minute.
+	// an API server, but for half of it more at random. client-go's own go up to
+	// a minute. They are forgotten two minutes after the last failure only, so a
+	// watch that is dropped soon after an outage waits for the longest.
 	apiBackoffMin = 200 * time.Millisecond
-	apiBackoffMax = 10 * time.Second
+	apiBackoffMax = 5 * time.Second
 )
 
 // Kubernetes follows the Services, the EndpointSlices and the one Node of a
@@ -107,7 +109,7 @@ func reflectorOf[L listObject](link *apiLink, what string, api listWatcher[L], e
 	logger := logr.Discard()
 	return cache.NewReflectorWithOptions(lw, example, store, cache.ReflectorOptions{
 		Name: what, Logger: &logger,
-		Backoff: &wait.Backoff{Duration: apiBackoffMin, Cap: apiBackoffMax, Steps: 10, Factor: 2, Jitter: 1},
+		Backoff: &wait.Backoff{Duration: apiBackoffMin, Cap: apiBackoffMax, Steps: 10, Factor: 2, Jitter: 0.5},
 	})
 }
 
