@@ -136,7 +136,7 @@ func (a *agent) drive(ctx context.Context) error {
 			if r.Err == nil && !synced {
 				synced = true
 				a.log.Info("synced", "services", len(r.Table.Services), "unsupported", unsupported(a.dataplane), "duration", r.Duration)
-				saveMemory()
+				group.Go(func() error { saveMemory(); return nil }) // a whole collection: not where changes wait
 				group.Go(func() error { a.inPlace(ctx); return nil })
 				group.Go(func() error { a.observer.probe(ctx); return nil })
 			}
