@@ -94,10 +94,10 @@ test-fuzz: ## Run the fuzz targets for a short time each (FUZZ=10s)
 # Stock Debian kernels, in QEMU without KVM: what only they can show.
 VM_KERNELS ?= linux-image-cloud-amd64 linux-image-6.12-cloud-amd64
 # Packets through the programs one by one, and the table of scenarios in labs.
-VM_TESTS   ?= ./dataplane/ebpf ./netns-tests=^TestScenarios$$/ebpf
+VM_TESTS   ?= ./dataplane/ebpf ./dataplane/loopback ./netns-tests=^TestScenarios$$/ebpf
 # Of these, what the gate runs: every program, packets through them, and what
 # only stock kernels have.
-VM_GATE    := ./dataplane/ebpf=TestVerifier|TestPackets|TestSocketPath|TestP1P2P3|TestP20|TestLossy|TestP35
+VM_GATE    := './dataplane/ebpf=TestVerifier|TestPackets|TestSocketPath|TestP1P2P3|TestP20|TestLossy|TestP35' ./dataplane/loopback
 
 .PHONY: test-vm
 test-vm: root deps-vm ## Run the eBPF tests on stock Debian kernels in QEMU (VM_KERNELS, VM_TESTS)
@@ -105,7 +105,7 @@ test-vm: root deps-vm ## Run the eBPF tests on stock Debian kernels in QEMU (VM_
 
 .PHONY: test-vm-gate
 test-vm-gate: root deps-vm ## Run on Linux 6.1 what the gate runs there
-	$(GO) run ./netns-tests/vm -kernel linux-image-cloud-amd64 -test '$(VM_GATE)'
+	$(GO) run ./netns-tests/vm -kernel linux-image-cloud-amd64 $(addprefix -test ,$(VM_GATE))
 
 # With KUBE_PROXY=1, kube-proxy is measured on the same objects.
 BENCH      ?=

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -60,7 +61,9 @@ func (n *refNet) open(t *testing.T) (dp dataplane.Dataplane) {
 }
 
 func (n *refNet) ebpfOptions() ebpf.Options {
-	return ebpf.Options{Instance: n.instance, PacketsOnly: n.mode == ebpfPackets, CgroupPath: n.cgroup}
+	// What other dataplanes of the same name changed would be told at each sync.
+	quiet := slog.New(slog.DiscardHandler)
+	return ebpf.Options{Instance: n.instance, PacketsOnly: n.mode == ebpfPackets, CgroupPath: n.cgroup, Logger: quiet}
 }
 
 // TestFlowsOfTheReference sends every flow that kube-proxy's own tests state as

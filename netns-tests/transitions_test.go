@@ -4,7 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
-	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,11 +26,13 @@ import (
 )
 
 const (
-	// transitionSteps is how many random changes a live loop goes through, and
+	// transitionSteps is how many random changes a live agent goes through, and
 	// freshEvery after how many of them the dataplane that it is compared with is
 	// opened anew. In between that one compares all with the kernel, as at a start.
+	// restartEvery is how often the agent is killed and started again.
 	transitionSteps = 300
 	freshEvery      = 10
+	restartEvery    = 40
 )
 
 // steady is a Service that no step touches, while connections to it are opened
@@ -58,133 +59,65 @@ func steadyState() service.Changes {
 	return service.Changes{Complete: true, Services: []*service.Service{svc}, EndpointSlices: []*service.EndpointSlice{slice}}
 }
 
-// TestTransitions makes random changes, of anything, to what a live agent's
-// loop is told. No connection to a Service that a step does not touch may fail,
-// and after each step what is in the kernel is what a dataplane leaves that is
-// started fresh on the same objects.
+// TestTransitions makes random changes, of anything, to the manifests, the Node
+// and the interfaces of a live agent. No connection to a Service that a step does
+// not touch may fail, and after each step what is in the kernel is what a
+// dataplane leaves that is started fresh on the same objects. The agent itself is
+// killed now and then; its next start changes nothing either.
 func TestTransitions(t *testing.T) { // its columns keep all CPUs busy: nothing else beside
 	for _, mode := range refModes {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			e := newEquality(t, mode)
+			e := &equality{refNet: newRefNet(t, mode, synthLocal)}
 			gen, rng := synth.NewRandom(7), rand.New(rand.NewPCG(7, 7))
-			cfg := e.config(gen.Config())
-			cfg.ExternalIPs = nil
 			objects := newObjects(steadyState())
-			live := e.startLoop(t, cfg, objects.changes())
 			source := map[netip.Addr]string{netip.MustParseAddr("10.128.0.9"): "pods", netip.MustParseAddr("203.0.113.3"): "outside"}
 			for _, a := range steadyPods {
 				source[a] = "endpoints"
 			}
 			e.put(t, source)
 			e.serveState(t, steadyState(), source)
+			live := e.startAgent(t, objects)
 			defer e.background(t)() // before any cleanup
 			var fresh dataplane.Dataplane
+			synced := 0
 			for step := range transitionSteps {
 				e.step.Store(int64(step))
-				switch c := objects.step(gen, rng); {
-				case step%25 == 24: // facts of the node change too: all is compared then
-					cfg.Facts.NodePorts[0].All = !cfg.Facts.NodePorts[0].All
-					cfg.Facts.NodePorts[0].Addrs = cfg.Facts.Local[0][:1]
-					live.reconfigure(t, cfg, c)
-				case !live.apply(t, c):
+				objects.step(gen, rng)
+				switch step % 25 {
+				case 12:
+					live.changeZone()
+				case 24:
+					live.toggleAddress(t)
+				}
+				if step%restartEvery == restartEvery-1 {
+					live.restart(t)
+				} else if !live.apply(t) {
 					continue
 				}
-				if step%freshEvery == 0 || fresh == nil {
+				if synced++; step%freshEvery == 0 || fresh == nil {
 					fresh = e.open(t)
 				}
-				e.compareWithFresh(t, step, fresh, cfg, objects)
+				e.compareWithFresh(t, step, fresh, live.mirror.Table())
 				if t.Failed() {
 					break
 				}
+			}
+			t.Logf("%d of %d steps changed what the node does", synced, transitionSteps)
+			if synced < transitionSteps/2 {
+				t.Error("too few")
 			}
 		})
 	}
 }
 
-// liveLoop is an agent's loop on the node, without an agent's process.
-type liveLoop struct {
-	// mirror takes in the same, to tell whether a sync follows.
-	mirror    *service.Resolver
-	config    atomic.Pointer[service.Config]
-	changes   chan service.Changes
-	addresses chan []netip.Addr
-	synced    chan error
-}
-
-func (e *equality) startLoop(t *testing.T, cfg service.Config, first service.Changes) *liveLoop {
-	t.Helper()
-	l := &liveLoop{
-		mirror:  service.NewResolver(cfg),
-		changes: make(chan service.Changes), addresses: make(chan []netip.Addr), synced: make(chan error, 1),
-	}
-	l.config.Store(&cfg)
-	loop := &dataplane.Loop{
-		Dataplane:  e.dp,
-		Configure:  func(*service.Node, []netip.Addr) (service.Config, error) { return *l.config.Load(), nil },
-		SyncPeriod: time.Hour, Log: slog.New(slog.DiscardHandler),
-		Synced: func(r dataplane.Report) { l.synced <- r.Err },
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error)
-	go func() { ended <- e.in("node", func() error { return loop.Run(ctx, l.changes, l.addresses) }) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	})
-	l.addresses <- nil
-	if !l.apply(t, first) {
-		t.Fatal("the first objects change nothing")
-	}
-	return l
-}
-
-// apply takes changes in and waits until they are written, or reports that
-// nothing follows from them.
-func (l *liveLoop) apply(t *testing.T, c service.Changes) bool {
-	t.Helper()
-	changed, _ := l.mirror.Apply(c)
-	l.changes <- c
-	if len(changed) == 0 {
-		return false
-	}
-	l.wait(t)
-	return true
-}
-
-// reconfigure takes changes in, and facts of the node that make a full sync.
-func (l *liveLoop) reconfigure(t *testing.T, cfg service.Config, c service.Changes) {
-	t.Helper()
-	l.apply(t, c)
-	l.mirror.SetConfig(cfg)
-	l.config.Store(&cfg)
-	l.addresses <- nil
-	l.wait(t)
-}
-
-func (l *liveLoop) wait(t *testing.T) {
-	t.Helper()
-	select {
-	case err := <-l.synced:
-		if err != nil {
-			t.Fatal(err)
-		}
-	case <-time.After(20 * time.Second):
-		t.Fatal("no sync follows a change")
-	}
-}
-
 // compareWithFresh gives a dataplane that compares everything the same objects;
 // it must have nothing to change.
-func (e *equality) compareWithFresh(t *testing.T, step int, fresh dataplane.Dataplane, cfg service.Config, objects *objects) {
+func (e *equality) compareWithFresh(t *testing.T, step int, fresh dataplane.Dataplane, table *service.Table) {
 	t.Helper()
-	r := service.NewResolver(cfg)
-	r.Apply(objects.changes())
 	e.do(t, "node", func() error {
 		before := e.kernelState()
-		if err := fresh.Sync(context.Background(), r.Table(), nil); err != nil {
+		if err := fresh.Sync(context.Background(), table, nil); err != nil {
 			return err
 		}
 		if diff := cmp.Diff(before, e.kernelState()); diff != "" {
@@ -337,22 +270,32 @@ func (o *objects) changes() service.Changes {
 	return c
 }
 
-// step makes one to three random changes of random Services.
-func (o *objects) step(gen *synth.Random, rng *rand.Rand) service.Changes {
+// step makes one to three random changes of random Services; what it deletes is
+// there, if any is.
+func (o *objects) step(gen *synth.Random, rng *rand.Rand) {
 	var c service.Changes
 	for range 1 + rng.IntN(3) {
 		svc := gen.Service(rng.IntN(25))
-		switch slice := gen.Slice(svc, rng.IntN(3)); rng.IntN(4) {
-		case 0:
+		switch slice := gen.Slice(svc, rng.IntN(3)); rng.IntN(6) {
+		case 0, 1:
 			c.Services = append(c.Services, svc)
-		case 1:
+		case 2, 3:
 			c.EndpointSlices = append(c.EndpointSlices, slice)
-		case 2:
-			c.DeletedServices = append(c.DeletedServices, svc.Name)
-		case 3:
-			c.DeletedEndpointSlices = append(c.DeletedEndpointSlices, slice.Name)
+		case 4:
+			c.DeletedServices = append(c.DeletedServices, one(rng, o.services))
+		case 5:
+			c.DeletedEndpointSlices = append(c.DeletedEndpointSlices, one(rng, o.slices))
 		}
 	}
 	o.take(c)
-	return c
+}
+
+// one picks a name that is not steady's.
+func one[T any](rng *rand.Rand, of map[service.Name]T) service.Name {
+	names := slices.SortedFunc(maps.Keys(of), service.Name.Compare)
+	names = slices.DeleteFunc(names, func(n service.Name) bool { return strings.HasPrefix(n.Name, "steady") })
+	if len(names) == 0 {
+		return service.Name{}
+	}
+	return names[rng.IntN(len(names))]
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/nodeproxy/nodeproxy/dataplane/ebpf"
 	"github.com/nodeproxy/nodeproxy/dataplane/iptables"
 	"github.com/nodeproxy/nodeproxy/dataplane/loopback"
+	"github.com/nodeproxy/nodeproxy/service"
 )
 
 // openDataplane sets up a mode, and what takes the node over from another.
@@ -41,9 +42,9 @@ func openDataplane(ctx context.Context, opts *runOptions, mode string, log *slog
 			mode = &carrier{dp, log, fromIPTables(dp)}
 		}
 		if o.PacketsOnly {
-			mode = loopback.New(mode, log)
+			return loopback.New(mode, log, service.TCP, service.UDP, service.SCTP), h, nil
 		}
-		return mode, h, nil
+		return loopback.New(mode, log, service.SCTP), h, nil // no program is asked when such a socket connects
 	}
 	dp, err := iptables.New(ctx, iptables.Options{
 		Backend: iptables.Backend(opts.backend), MasqueradeBit: opts.masqueradeBit, PingServiceIPs: opts.pingServiceIPs,
@@ -57,7 +58,7 @@ func openDataplane(ctx context.Context, opts *runOptions, mode string, log *slog
 	if h.programs {
 		wrapped = &carrier{dp, log, fromEBPF(h.ebpf)}
 	}
-	return loopback.New(wrapped, log), h, nil
+	return loopback.New(wrapped, log, service.TCP, service.UDP, service.SCTP), h, nil
 }
 
 // chooseMode picks ebpf where the kernel has all that it needs.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 
 	"github.com/nodeproxy/nodeproxy/dataplane"
 	"github.com/nodeproxy/nodeproxy/service"
@@ -13,23 +14,23 @@ import (
 // implements dataplane.Dataplane.
 type Dataplane struct {
 	dataplane.Dataplane
-	relays relays
-	of     map[service.Name][]key // by Service
+	relays    relays
+	protocols []service.Protocol
+	of        map[service.Name][]key // by Service
+	failed    map[key]string         // what the log was told of those not served
 }
 
-// New wraps a mode.
-func New(mode dataplane.Dataplane, log *slog.Logger) *Dataplane {
-	return &Dataplane{Dataplane: mode, relays: relays{log: log}, of: map[service.Name][]key{}}
+// New wraps a mode, and serves these protocols.
+func New(mode dataplane.Dataplane, log *slog.Logger, protocols ...service.Protocol) *Dataplane {
+	return &Dataplane{Dataplane: mode, relays: relays{log: log}, protocols: protocols, of: map[service.Name][]key{}, failed: map[key]string{}}
 }
 
 // Sync implements dataplane.Dataplane. A port that another process has is
-// logged and tried again at the next full Sync; it is no reason to do
-// everything again.
+// logged once and tried again at the next full Sync, and so is SCTP where the
+// kernel has not loaded it; it is no reason to do everything again.
 func (l *Dataplane) Sync(ctx context.Context, table *service.Table, changed []service.Name) error {
 	err := l.Dataplane.Sync(ctx, table, changed)
-	if err := l.sync(table, changed); err != nil {
-		l.relays.log.Warn("part of the node ports on loopback is not served", "error", err)
-	}
+	l.sync(table, changed)
 	return err
 }
 
@@ -51,7 +52,7 @@ func (l *Dataplane) Unsupported() int {
 
 // sync opens, changes and closes the relays of some Services; nil means all.
 // Ports are closed before others are opened: they may have changed hands.
-func (l *Dataplane) sync(table *service.Table, changed []service.Name) error {
+func (l *Dataplane) sync(table *service.Table, changed []service.Name) {
 	if changed == nil {
 		for name := range l.of {
 			changed = append(changed, name)
@@ -65,16 +66,15 @@ func (l *Dataplane) sync(table *service.Table, changed []service.Name) error {
 	wanted := map[key]*target{}
 	next := map[service.Name][]key{}
 	for _, name := range changed {
-		for k, t := range targetsOf(&table.Node, table.Services[name]) {
+		for k, t := range l.targetsOf(&table.Node, table.Services[name]) {
 			wanted[k] = t
 			next[name] = append(next[name], k)
 		}
 	}
-	var errs []error
 	for _, name := range changed {
 		for _, k := range l.of[name] {
 			if wanted[k] == nil {
-				errs = append(errs, l.relays.set(k, nil))
+				l.set(k, nil)
 			}
 		}
 		delete(l.of, name)
@@ -83,21 +83,33 @@ func (l *Dataplane) sync(table *service.Table, changed []service.Name) error {
 		}
 	}
 	for k, t := range wanted {
-		errs = append(errs, l.relays.set(k, t))
+		l.set(k, t)
 	}
-	return errors.Join(errs...)
+}
+
+// set is as that of the relays, and tells the log what is new about a failure.
+func (l *Dataplane) set(k key, t *target) {
+	err := l.relays.set(k, t)
+	if err == nil {
+		delete(l.failed, k)
+		return
+	}
+	if l.failed[k] != err.Error() {
+		l.failed[k] = err.Error()
+		l.relays.log.Warn("a node port on loopback is not served", "error", err)
+	}
 }
 
 // targetsOf are the node ports of a Service that loopback carries. One
 // without endpoints has none: the kernel refuses what is for it.
-func targetsOf(node *service.NodeFacts, res *service.Resolved) map[key]*target {
+func (l *Dataplane) targetsOf(node *service.NodeFacts, res *service.Resolved) map[key]*target {
 	if res == nil {
 		return nil
 	}
 	out := map[key]*target{}
 	for i := range res.Ports {
 		sp := &res.Ports[i]
-		if !node.NodePorts[sp.Family].Loopback || sp.Protocol == service.SCTP {
+		if !node.NodePorts[sp.Family].Loopback || !slices.Contains(l.protocols, sp.Protocol) {
 			continue
 		}
 		for j := range sp.Frontends {

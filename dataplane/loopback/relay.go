@@ -1,5 +1,6 @@
 // Package loopback serves node ports on loopback addresses in user space: it
-// listens there and dials a backend for each connection, or each UDP client.
+// listens there and dials a backend for each connection or association, or each
+// UDP client.
 //
 // Netfilter could do it for IPv4 only, with net.ipv4.conf.all.route_localnet,
 // which lets packets from outside reach services that listen on 127.0.0.1
@@ -7,7 +8,9 @@
 // reaches 127.0.0.1 or ::1. What it costs, these connections alone pay: they
 // end with the agent.
 //
-// It is for modes that do not translate sockets when they connect.
+// It is for what a mode does not translate when a socket connects: everything in
+// iptables mode, SCTP alone in ebpf mode, since the kernel asks no program when an
+// SCTP socket connects.
 package loopback
 
 import (
@@ -27,7 +30,7 @@ import (
 // key is a node port on loopback.
 type key struct {
 	Family   service.Family
-	Protocol service.Protocol // TCP or UDP
+	Protocol service.Protocol
 	Port     uint16
 }
 
@@ -75,12 +78,7 @@ func (r *relays) set(k key, t *target) error {
 		l.set(t)
 		return nil
 	}
-	var err error
-	if k.Protocol == service.UDP {
-		l, err = listenUDP(k, r.log)
-	} else {
-		l, err = listenTCP(k, r.log)
-	}
+	l, err := listeners[k.Protocol](k, r.log)
 	if err != nil {
 		return fmt.Errorf("node port %d of %s on loopback: %w", k.Port, t.Name, err)
 	}
@@ -90,6 +88,10 @@ func (r *relays) set(k key, t *target) error {
 	}
 	r.open[k] = l
 	return nil
+}
+
+var listeners = map[service.Protocol]func(key, *slog.Logger) (listener, error){
+	service.TCP: listenTCP, service.UDP: listenUDP, service.SCTP: listenSCTP,
 }
 
 // Close ends all listeners.

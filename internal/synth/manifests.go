@@ -24,15 +24,24 @@ func Manifests(n, m int) []any {
 }
 
 // Objects returns the Services and EndpointSlices of changes as the Kubernetes
-// API has them, each Service before its slices.
+// API has them, each Service before its slices, and slices of none at the end.
 func Objects(c service.Changes) []any {
 	var out []any
+	slices := map[service.Name][]*service.EndpointSlice{}
+	for _, slice := range c.EndpointSlices {
+		of := service.Name{Namespace: slice.Name.Namespace, Name: slice.Service}
+		slices[of] = append(slices[of], slice)
+	}
 	for _, svc := range c.Services {
 		out = append(out, serviceManifest(svc))
-		for _, slice := range c.EndpointSlices {
-			if slice.Service == svc.Name.Name && slice.Name.Namespace == svc.Name.Namespace {
-				out = append(out, sliceManifest(slice))
-			}
+		for _, slice := range slices[svc.Name] {
+			out = append(out, sliceManifest(slice))
+		}
+		delete(slices, svc.Name)
+	}
+	for _, slice := range c.EndpointSlices {
+		if of := (service.Name{Namespace: slice.Name.Namespace, Name: slice.Service}); slices[of] != nil {
+			out = append(out, sliceManifest(slice))
 		}
 	}
 	return out
