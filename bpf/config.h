@@ -25,6 +25,9 @@ volatile const bool redirect_peer = false;
 /* Sockets are translated only where this is set: "packets only" clears it. */
 volatile const bool translate_sockets = true;
 
+/* The program at XDP runs at the stack's imitation of that hook. */
+volatile const bool xdp_generic = false;
+
 /* Pings of addresses that only services have are answered, not refused. */
 volatile const bool ping_services = false;
 

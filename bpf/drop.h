@@ -31,6 +31,7 @@ enum reason {
 	REASON_SOCKET_ASIDE,      /* left to the packet path, which knows the source */
 	REASON_UNKNOWN_PORT,      /* rejected: a service's address, but no port of it */
 	REASON_ECHO,              /* answered: a ping of a service's address */
+	REASON_FORWARDED_XDP,     /* translated and sent on, before the stack saw it */
 	REASONS,
 };
 

@@ -38,20 +38,16 @@ static __always_inline __u32 sent_length(struct __sk_buff *skb, const struct pac
 	return p->total;
 }
 
-/* Asks for the route of a packet with the addresses of w->to. */
-static __noinline enum way find_way(struct __sk_buff *skb, struct work *w)
+/* What the routes are asked: for a packet with the addresses of w->to that came
+ * by an interface. */
+static __always_inline void fill_question(struct work *w, __u32 ifindex, __u32 length)
 {
-	struct bpf_fib_lookup *fib;
-	struct packet *p;
-	long rc;
+	struct bpf_fib_lookup *fib = &w->fib;
+	struct packet *p = &w->p;
 
-	if (!w)
-		return WAY_NONE;
-	fib = &w->fib;
-	p = &w->p;
 	__builtin_memset(fib, 0, sizeof(*fib));
-	fib->ifindex = skb->ifindex;
-	fib->tot_len = sent_length(skb, p);
+	fib->ifindex = ifindex;
+	fib->tot_len = length;
 	fib->l4_protocol = p->t.proto;
 	if (p->v4) {
 		fib->family = AF_INET;
@@ -65,6 +61,19 @@ static __noinline enum way find_way(struct __sk_buff *skb, struct work *w)
 	}
 	fib->sport = w->to.sport;
 	fib->dport = w->to.dport;
+}
+
+static __noinline enum way find_way(struct __sk_buff *skb, struct work *w)
+{
+	struct bpf_fib_lookup *fib;
+	struct packet *p;
+	long rc;
+
+	if (!w)
+		return WAY_NONE;
+	fib = &w->fib;
+	p = &w->p;
+	fill_question(w, skb->ifindex, sent_length(skb, p));
 	rc = bpf_fib_lookup(skb, fib, sizeof(*fib), redirect_peer ? 0 : fib_flags);
 	switch (rc) {
 	case BPF_FIB_LKUP_RET_SUCCESS:

@@ -38,16 +38,19 @@
 #include "lost.h"
 #include "bound.h"
 #include "sock.h"
+#include "xdp.h"
 #include "gone.h"
 #include "collect.h"
 
 static __noinline int handle(struct __sk_buff *skb, __u32 l3, bool egress)
 {
+	struct bytes b = {
+	    .ctx = skb, .gso = skb->gso_segs, .protocol = skb->protocol, .len = skb->len};
 	struct work *w = get_work();
 	struct flow *f;
 
 	/* A tagged packet belongs to the VLAN's own interface. */
-	if (!w || skb->vlan_present || !parse(skb, &w->p, l3))
+	if (!w || skb->vlan_present || !parse(b, &w->p, l3))
 		return NEXT;
 	w->egress = egress;
 	if (!port_bit(w->p.t.proto))
@@ -76,7 +79,9 @@ static __noinline int handle(struct __sk_buff *skb, __u32 l3, bool egress)
 SEC("tc")
 int ingress(struct __sk_buff *skb)
 {
-	return handle(skb, ETH_HLEN, false);
+	/* Where the generic XDP hook had to copy the packet, Linux (6.18) forgets how
+	 * long the link-layer header is: the packet begins behind it. */
+	return handle(skb, xdp_generic && !has_ethernet(skb) ? 0 : ETH_HLEN, false);
 }
 
 /* Ingress of interfaces without link-layer headers: tun, ipip. */
@@ -102,6 +107,13 @@ SEC("tc")
 int egress_l3(struct __sk_buff *skb)
 {
 	return skb->ingress_ifindex ? NEXT : handle(skb, 0, true);
+}
+
+/* Uplinks, before the stack has a packet in its hands; see xdp.h. */
+SEC("xdp.frags")
+int uplink(struct xdp_md *xdp)
+{
+	return forward_known(xdp);
 }
 
 SEC("cgroup/connect4")

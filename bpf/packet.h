@@ -102,19 +102,43 @@ static __always_inline bool is_syn(const struct packet *p)
 	return (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
 }
 
+/* The bytes of a packet at tc or at XDP. A constant to the compiler says which,
+ * so that nothing is asked while a packet waits. */
+struct bytes {
+	void *ctx;
+	bool xdp;
+	bool gso;       /* may be longer than an IP header can say */
+	__u16 protocol; /* network */
+	__u32 len;      /* from the link-layer header on */
+};
+
+static __always_inline long load_bytes(struct bytes b, __u32 offset, void *to, __u32 len)
+{
+	return b.xdp ? bpf_xdp_load_bytes(b.ctx, offset, to, len)
+		     : bpf_skb_load_bytes(b.ctx, offset, to, len);
+}
+
+/* Whether the packet begins with its Ethernet header. */
+static __always_inline bool has_ethernet(struct __sk_buff *skb)
+{
+	struct ethhdr eth;
+
+	return bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)) == 0 && eth.h_proto == skb->protocol;
+}
+
 /* Reads an IPv4 header at p->l3. False: not one, and the stack will say so. */
-static __always_inline bool parse_v4(struct __sk_buff *skb, struct packet *p)
+static __always_inline bool parse_v4(struct bytes b, struct packet *p)
 {
 	struct iphdr ip;
 	__u16 frag;
 
-	if (bpf_skb_load_bytes(skb, p->l3, &ip, sizeof(ip)) < 0 || ip.version != 4 || ip.ihl < 5)
+	if (load_bytes(b, p->l3, &ip, sizeof(ip)) < 0 || ip.version != 4 || ip.ihl < 5)
 		return false;
 	p->v4 = true;
 	p->total = bpf_ntohs(ip.tot_len);
-	if (p->total == 0 && skb->gso_segs) /* more than 64 KiB */
-		p->total = skb->len - p->l3;
-	if (p->total < ip.ihl * 4 || p->l3 + p->total > skb->len)
+	if (p->total == 0 && b.gso) /* more than 64 KiB */
+		p->total = b.len - p->l3;
+	if (p->total < ip.ihl * 4 || p->l3 + p->total > b.len)
 		return false;
 	frag = bpf_ntohs(ip.frag_off);
 	p->may_fragment = !(frag & IP_DF);
@@ -133,7 +157,7 @@ static __always_inline bool parse_v4(struct __sk_buff *skb, struct packet *p)
 }
 
 /* Walks the extension headers; p->l4 ends behind them. */
-static __always_inline bool skip_extensions(struct __sk_buff *skb, struct packet *p)
+static __always_inline bool skip_extensions(struct bytes b, struct packet *p)
 {
 	struct {
 		__u8 next, len;
@@ -153,7 +177,7 @@ static __always_inline bool skip_extensions(struct __sk_buff *skb, struct packet
 		}
 		if (p->saw == FRAGMENT_LATER)
 			return true;
-		if (bpf_skb_load_bytes(skb, p->l4, &ext, sizeof(ext)) < 0)
+		if (load_bytes(b, p->l4, &ext, sizeof(ext)) < 0)
 			return false;
 		if (p->t.proto == IPPROTO_FRAGMENT) {
 			p->fragment_id = ext.id;
@@ -170,17 +194,17 @@ static __always_inline bool skip_extensions(struct __sk_buff *skb, struct packet
 	return false; /* more than anybody sends */
 }
 
-static __always_inline bool parse_v6(struct __sk_buff *skb, struct packet *p)
+static __always_inline bool parse_v6(struct bytes b, struct packet *p)
 {
 	struct ipv6hdr ip;
 
-	if (bpf_skb_load_bytes(skb, p->l3, &ip, sizeof(ip)) < 0 || ip.version != 6)
+	if (load_bytes(b, p->l3, &ip, sizeof(ip)) < 0 || ip.version != 6)
 		return false;
 	p->v4 = false;
 	p->total = sizeof(ip) + bpf_ntohs(ip.payload_len);
-	if (ip.payload_len == 0 && skb->gso_segs)
-		p->total = skb->len - p->l3;
-	if (p->l3 + p->total > skb->len)
+	if (ip.payload_len == 0 && b.gso)
+		p->total = b.len - p->l3;
+	if (p->l3 + p->total > b.len)
 		return false;
 	p->may_fragment = false;
 	p->saw = FRAGMENT_NONE;
@@ -191,11 +215,11 @@ static __always_inline bool parse_v6(struct __sk_buff *skb, struct packet *p)
 	p->t.proto = ip.nexthdr;
 	__builtin_memcpy(&p->t.src, &ip.saddr, 16);
 	__builtin_memcpy(&p->t.dst, &ip.daddr, 16);
-	return skip_extensions(skb, p);
+	return skip_extensions(b, p);
 }
 
 /* Ports, TCP flags, ICMP type. False if the header is not all there. */
-static __always_inline bool parse_l4(struct __sk_buff *skb, struct packet *p)
+static __always_inline bool parse_l4(struct bytes b, struct packet *p)
 {
 	struct tcphdr tcp; /* the largest */
 	__u32 left = p->l3 + p->total - p->l4;
@@ -204,21 +228,21 @@ static __always_inline bool parse_l4(struct __sk_buff *skb, struct packet *p)
 		return false;
 	switch (p->t.proto) {
 	case IPPROTO_TCP:
-		if (left < sizeof(tcp) || bpf_skb_load_bytes(skb, p->l4, &tcp, sizeof(tcp)) < 0)
+		if (left < sizeof(tcp) || load_bytes(b, p->l4, &tcp, sizeof(tcp)) < 0)
 			return false;
 		p->tcp_flags = ((__u8 *)&tcp)[13];
 		p->l4_len = tcp.doff * 4;
 		break;
 	case IPPROTO_UDP:
 	case IPPROTO_SCTP:
-		if (left < 8 || bpf_skb_load_bytes(skb, p->l4, &tcp, 8) < 0)
+		if (left < 8 || load_bytes(b, p->l4, &tcp, 8) < 0)
 			return false;
 		p->l4_len = 8;
 		break;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
 		if (p->v4 != (p->t.proto == IPPROTO_ICMP) || left < 8 ||
-		    bpf_skb_load_bytes(skb, p->l4, &p->icmp_type, 1) < 0)
+		    load_bytes(b, p->l4, &p->icmp_type, 1) < 0)
 			return false;
 		return true;
 	default:
@@ -233,7 +257,7 @@ static __always_inline bool parse_l4(struct __sk_buff *skb, struct packet *p)
  * Fills in p from the packet whose IP header starts at l3. False means that it
  * is none of a service's business, or so malformed that the stack drops it.
  */
-static __always_inline bool parse(struct __sk_buff *skb, struct packet *p, __u32 l3)
+static __always_inline bool parse(struct bytes b, struct packet *p, __u32 l3)
 {
 	p->l3 = l3;
 	p->t.sport = 0;
@@ -244,11 +268,11 @@ static __always_inline bool parse(struct __sk_buff *skb, struct packet *p, __u32
 	p->tcp_flags = 0;
 	p->l4_len = 0;
 	p->icmp_type = 0;
-	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		if (!parse_v4(skb, p))
+	if (b.protocol == bpf_htons(ETH_P_IP)) {
+		if (!parse_v4(b, p))
 			return false;
-	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		if (!parse_v6(skb, p))
+	} else if (b.protocol == bpf_htons(ETH_P_IPV6)) {
+		if (!parse_v6(b, p))
 			return false;
 	} else {
 		return false;
@@ -256,7 +280,7 @@ static __always_inline bool parse(struct __sk_buff *skb, struct packet *p, __u32
 	if (p->saw == FRAGMENT_LATER)
 		return p->t.proto == IPPROTO_UDP || p->t.proto == IPPROTO_TCP ||
 		       p->t.proto == IPPROTO_SCTP;
-	return parse_l4(skb, p);
+	return parse_l4(b, p);
 }
 
 #endif

@@ -191,6 +191,7 @@ enum interface_flag {
 	INTERFACE_POD4 = 1, /* IPv4 packets that arrive here come from a Pod */
 	INTERFACE_POD6 = 2,
 	INTERFACE_PEER = 4, /* a veth whose other end is in another namespace */
+	INTERFACE_XDP = 8,  /* an uplink with a program at XDP: sends frames of others too */
 };
 
 enum node_flag {

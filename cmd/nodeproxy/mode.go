@@ -80,7 +80,7 @@ func chooseMode(log *slog.Logger) string {
 func (o *runOptions) ebpf(log *slog.Logger) ebpf.Options {
 	return ebpf.Options{
 		Instance: o.instance, CgroupPath: o.cgroup, PacketsOnly: !o.sockets, Interfaces: o.interfaces,
-		PingServiceIPs: o.pingServiceIPs, Terminate: ebpf.Terminate(o.terminate), Logger: log,
+		PingServiceIPs: o.pingServiceIPs, Terminate: ebpf.Terminate(o.terminate), XDP: ebpf.XDP(o.xdp), XDPInterfaces: o.xdpInterfaces, Logger: log,
 	}
 }
 

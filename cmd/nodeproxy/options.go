@@ -40,6 +40,8 @@ type runOptions struct {
 	sockets                      bool
 	drainPoll                    time.Duration
 	terminate                    string
+	xdp                          string
+	xdpInterfaces                []string
 	removeKubeProxy              bool
 	perBackend                   bool
 	logFormat                    string
@@ -81,6 +83,8 @@ func (o *runOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.cgroup, "cgroup", "", "cgroup v2 directory below which ebpf mode translates sockets (default: the root)")
 	f.StringSliceVar(&o.interfaces, "interfaces", nil, "patterns of interfaces whose packets ebpf mode looks at; ! excludes (default "+strings.Join(ebpf.DefaultInterfaces, ",")+")")
 	f.BoolVar(&o.sockets, "sockets", true, "ebpf mode translates sockets when they connect; false leaves all to the packet path")
+	f.StringVar(&o.xdp, "xdp", string(ebpf.XDPOff), "ebpf mode forwards packets of known flows between uplinks before the stack has them: native (by the driver), generic (slow, for tries) or off; tc and netfilter do not see such packets")
+	f.StringSliceVar(&o.xdpInterfaces, "xdp-interfaces", nil, "patterns of uplinks, for --xdp (default: the interfaces of default routes)")
 	f.StringVar(&o.terminate, "terminate-sockets", string(ebpf.TerminateUDP), "connected sockets that ebpf mode ends with an error when their backend is gone: udp, all or none")
 	f.BoolVar(&o.removeKubeProxy, "remove-kube-proxy-rules", false, "remove the iptables rules that kube-proxy left, once ours are in place")
 	f.DurationVar(&o.drainPoll, "drain-poll", defaultDrainPoll, "how often the flows of the mode before are counted")
@@ -122,6 +126,11 @@ func (o *runOptions) validate() error {
 	case ebpf.TerminateUDP, ebpf.TerminateAll, ebpf.TerminateNone:
 	default:
 		return fmt.Errorf("--terminate-sockets %q: use udp, all or none", o.terminate)
+	}
+	switch ebpf.XDP(o.xdp) {
+	case ebpf.XDPOff, ebpf.XDPNative, ebpf.XDPGeneric:
+	default:
+		return fmt.Errorf("--xdp %q: use off, native or generic", o.xdp)
 	}
 	if o.masqueradeBit < 0 || o.masqueradeBit > 31 {
 		return fmt.Errorf("--iptables-masquerade-bit %d: use 0 to 31", o.masqueradeBit)

@@ -210,6 +210,7 @@ const (
 	bpfInterfaceFlagINTERFACE_POD4 bpfInterfaceFlag = 1
 	bpfInterfaceFlagINTERFACE_POD6 bpfInterfaceFlag = 2
 	bpfInterfaceFlagINTERFACE_PEER bpfInterfaceFlag = 4
+	bpfInterfaceFlagINTERFACE_XDP  bpfInterfaceFlag = 8
 )
 
 type bpfMember uint32
@@ -302,7 +303,8 @@ const (
 	bpfReasonREASON_SOCKET_ASIDE      bpfReason = 24
 	bpfReasonREASON_UNKNOWN_PORT      bpfReason = 25
 	bpfReasonREASON_ECHO              bpfReason = 26
-	bpfReasonREASONS                  bpfReason = 27
+	bpfReasonREASON_FORWARDED_XDP     bpfReason = 27
+	bpfReasonREASONS                  bpfReason = 28
 )
 
 type bpfRoute uint32
@@ -422,6 +424,7 @@ const (
 	bpfProgRecvmsg6        = "recvmsg6"
 	bpfProgSendmsg4        = "sendmsg4"
 	bpfProgSendmsg6        = "sendmsg6"
+	bpfProgUplink          = "uplink"
 	bpfVarCsumIpv6         = "csum_ipv6"
 	bpfVarFibFlags         = "fib_flags"
 	bpfVarHostNetns        = "host_netns"
@@ -432,6 +435,7 @@ const (
 	bpfVarRedirectPeer     = "redirect_peer"
 	bpfVarTranslateSockets = "translate_sockets"
 	bpfVarTypes            = "types"
+	bpfVarXdpGeneric       = "xdp_generic"
 )
 
 // loadBpf returns the embedded CollectionSpec for bpf.
@@ -491,6 +495,7 @@ type bpfProgramSpecs struct {
 	Recvmsg6     *ebpf.ProgramSpec `ebpf:"recvmsg6"`
 	Sendmsg4     *ebpf.ProgramSpec `ebpf:"sendmsg4"`
 	Sendmsg6     *ebpf.ProgramSpec `ebpf:"sendmsg6"`
+	Uplink       *ebpf.ProgramSpec `ebpf:"uplink"`
 }
 
 // bpfMapSpecs contains maps before they are loaded into the kernel.
@@ -536,6 +541,7 @@ type bpfVariableSpecs struct {
 	RedirectPeer     *ebpf.VariableSpec `ebpf:"redirect_peer"`
 	TranslateSockets *ebpf.VariableSpec `ebpf:"translate_sockets"`
 	Types            *ebpf.VariableSpec `ebpf:"types"`
+	XdpGeneric       *ebpf.VariableSpec `ebpf:"xdp_generic"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -625,6 +631,7 @@ type bpfVariables struct {
 	RedirectPeer     *ebpf.Variable `ebpf:"redirect_peer"`
 	TranslateSockets *ebpf.Variable `ebpf:"translate_sockets"`
 	Types            *ebpf.Variable `ebpf:"types"`
+	XdpGeneric       *ebpf.Variable `ebpf:"xdp_generic"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.
@@ -646,6 +653,7 @@ type bpfPrograms struct {
 	Recvmsg6     *ebpf.Program `ebpf:"recvmsg6"`
 	Sendmsg4     *ebpf.Program `ebpf:"sendmsg4"`
 	Sendmsg6     *ebpf.Program `ebpf:"sendmsg6"`
+	Uplink       *ebpf.Program `ebpf:"uplink"`
 }
 
 func (p *bpfPrograms) Close() error {
@@ -665,6 +673,7 @@ func (p *bpfPrograms) Close() error {
 		p.Recvmsg6,
 		p.Sendmsg4,
 		p.Sendmsg6,
+		p.Uplink,
 	)
 }
 

@@ -55,7 +55,7 @@ func New(o Options) (*Dataplane, error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
 	}
-	if err := checkPatterns(o.Interfaces); err != nil {
+	if err := errors.Join(checkPatterns(o.Interfaces), checkPatterns(o.XDPInterfaces), o.XDP.check()); err != nil {
 		return nil, err
 	}
 	if err := rlimit.RemoveMemlock(); err != nil {
@@ -74,7 +74,8 @@ func New(o Options) (*Dataplane, error) {
 	km := newKernelMaps(&objs.bpfMaps)
 	d.maps, d.read = km, km.read
 	if !o.Drain {
-		d.interfaces = &interfaces{o: &d.o, objs: objs, pins: p, features: f, attached: map[int]string{}}
+		d.interfaces = &interfaces{o: &d.o, objs: objs, pins: p, features: f, attached: map[int]string{},
+			accelerated: map[int]bool{}, refused: map[int]bool{}}
 	}
 	if err := d.start(p); err != nil {
 		return nil, errors.Join(err, objs.Close())

@@ -38,6 +38,9 @@
 // these: some frontend has its destination port; a backend somewhere has its
 // source port, and it is no SYN; it is no TCP, or a SYN.
 //
+// At XDP of uplinks, where asked for, packets of known flows that leave by an
+// uplink too take a short cut (xdp.h); all others go on to tc.
+//
 // An unknown port of an address that only Services have is refused, and so are
 // echo requests to it ("unknown_port").
 //

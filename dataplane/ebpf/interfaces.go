@@ -49,7 +49,10 @@ type interfaces struct {
 	features kernelFeatures
 	pods     [2]service.PodDetector
 	attached map[int]string // by index; the name it was attached under
-	waiting  bool           // only the map is kept up to date, nothing attached
+	// accelerated have the program at XDP, refused are not asked again.
+	accelerated map[int]bool
+	refused     map[int]bool
+	waiting     bool // only the map is kept up to date, nothing attached
 }
 
 // refresh makes programs and map agree with the interfaces there are. An
@@ -69,6 +72,10 @@ func (i *interfaces) refresh() error {
 		bonds[l.Attrs().Index] = l.Type() == "bond" || l.Type() == "team"
 		names[l.Attrs().Index] = l.Attrs().Name
 	}
+	fast, err := uplinks(i.o, links)
+	if err != nil {
+		return err
+	}
 	var errs []error
 	seen := map[int]bool{}
 	for _, l := range links {
@@ -82,6 +89,13 @@ func (i *interfaces) refresh() error {
 		if err == nil && !i.waiting && i.attached[a.Index] == "" {
 			if err = i.attach(l); err == nil {
 				i.attached[a.Index] = a.Name
+			}
+		}
+		if err == nil && !i.waiting && !i.refused[a.Index] {
+			if err = i.accelerate(l, fast[a.Index]); err != nil {
+				i.refused[a.Index] = !isGone(err)
+			} else {
+				err = i.describe(l, names[a.MasterIndex], addrs)
 			}
 		}
 		if err != nil && !isGone(err) {
@@ -112,6 +126,9 @@ func (i *interfaces) describe(l netlink.Link, master string, addrs [2]map[int]ne
 	}
 	if l.Type() == "veth" && a.NetNsID >= 0 {
 		v.Flags |= uint32(bpfInterfaceFlagINTERFACE_PEER)
+	}
+	if i.accelerated[a.Index] {
+		v.Flags |= uint32(bpfInterfaceFlagINTERFACE_XDP)
 	}
 	// What is as it should be is not written again: a program that reads the
 	// old value meanwhile may see its memory used for another one.
@@ -168,6 +185,8 @@ func (i *interfaces) forget(seen map[int]bool) error {
 				errs = append(errs, fmt.Errorf("map %s: %w", bpfMapInterfaces, err))
 			}
 			delete(i.attached, int(index))
+			delete(i.accelerated, int(index))
+			delete(i.refused, int(index))
 		}
 	}
 	return errors.Join(errs...)
@@ -175,9 +194,9 @@ func (i *interfaces) forget(seen map[int]bool) error {
 
 func (i *interfaces) detach(index int) error {
 	var errs []error
-	for _, side := range [...]string{"ingress", "egress"} {
-		if err := os.Remove(i.pinPath(index, side)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("unpin %s: %w", side, err))
+	for _, pin := range [...]string{i.pinPath(index, "ingress"), i.pinPath(index, "egress"), i.xdpPin(index)} {
+		if err := os.Remove(pin); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("unpin %s: %w", filepath.Base(pin), err))
 		}
 	}
 	if l, err := netlink.LinkByIndex(index); err == nil {
@@ -196,7 +215,7 @@ func (i *interfaces) attach(l netlink.Link) error {
 	in, out := i.objs.Ingress, i.objs.Egress
 	if l.Attrs().EncapType != "ether" {
 		if i.objs.l3.Ingress == nil {
-			if err := i.objs.loadL3(i.o, i.pins, i.features); err != nil {
+			if err := i.objs.loadMore(i.o, i.pins, i.features, &i.objs.l3); err != nil {
 				return err
 			}
 		}

@@ -46,6 +46,18 @@ func (p pins) otherLink(name string) link.Link {
 	return nil
 }
 
+// removeOther ends the link of other layouts at a hook that takes one only.
+func (p pins) removeOther(name string) error {
+	dirs, _ := p.otherLayouts() // as above
+	var errs []error
+	for _, dir := range dirs {
+		if err := os.Remove(filepath.Join(dir, "links", name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("unpin %s of another layout: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // copyFlows takes over the flows of other layouts. A map whose keys have
 // another size, or whose values were longer, is left: its flows end with their
 // programs.

@@ -19,7 +19,8 @@ type objects struct {
 	bpfMaps
 	packetPrograms
 	socketPrograms
-	l3 l3Programs // nil until an interface needs them
+	l3  l3Programs  // nil until an interface needs them
+	xdp xdpPrograms // as well
 }
 
 type packetPrograms struct {
@@ -32,6 +33,11 @@ type packetPrograms struct {
 type l3Programs struct {
 	Egress  *ebpf.Program `ebpf:"egress_l3"`
 	Ingress *ebpf.Program `ebpf:"ingress_l3"`
+}
+
+// xdpPrograms are for uplinks, if XDP is asked for.
+type xdpPrograms struct {
+	Uplink *ebpf.Program `ebpf:"uplink"`
 }
 
 type socketPrograms struct {
@@ -51,13 +57,15 @@ func (p *packetPrograms) Close() error { return _BpfClose(p.Collect, p.Egress, p
 
 func (p *l3Programs) Close() error { return _BpfClose(p.Egress, p.Ingress) }
 
+func (p *xdpPrograms) Close() error { return _BpfClose(p.Uplink) }
+
 func (p *socketPrograms) Close() error {
 	return _BpfClose(p.Connect4, p.Connect6, p.Getpeername4, p.Getpeername6,
 		p.ListGoneTCP, p.ListGoneUDP, p.Recvmsg4, p.Recvmsg6, p.Sendmsg4, p.Sendmsg6)
 }
 
 func (o *objects) Close() error {
-	return _BpfClose(&o.bpfMaps, &o.packetPrograms, &o.socketPrograms, &o.l3)
+	return _BpfClose(&o.bpfMaps, &o.packetPrograms, &o.socketPrograms, &o.l3, &o.xdp)
 }
 
 // loadObjects loads programs and maps, and takes over the maps that are pinned.
@@ -89,15 +97,15 @@ func loadObjects(o *Options, p pins, f kernelFeatures) (*objects, error) {
 	return objs, nil
 }
 
-// loadL3 does so for the programs that it left out.
-func (o *objects) loadL3(opts *Options, p pins, f kernelFeatures) error {
+// loadMore does so for programs that it left out: the fields of into.
+func (o *objects) loadMore(opts *Options, p pins, f kernelFeatures, into any) error {
 	quiet := *opts // what there is to say of the maps was said
 	quiet.Logger = slog.New(slog.DiscardHandler)
 	spec, err := specOf(&quiet, p, f)
 	if err != nil {
 		return err
 	}
-	return load(spec, p, &o.l3)
+	return load(spec, p, into)
 }
 
 // load loads what the fields of into name, with the maps that are pinned.
@@ -158,6 +166,7 @@ func setConstants(spec *ebpf.CollectionSpec, o *Options, f kernelFeatures) error
 		bpfVarCsumIpv6:         f.csumIPv6,
 		bpfVarRedirectPeer:     o.RedirectPeer,
 		bpfVarTranslateSockets: !o.PacketsOnly,
+		bpfVarXdpGeneric:       o.XDP == XDPGeneric,
 		bpfVarPingServices:     o.PingServiceIPs,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {

@@ -26,6 +26,11 @@ type Options struct {
 	// Interfaces are patterns of path.Match for names; one with ! in front
 	// excludes, and the last that matches decides. Default [DefaultInterfaces].
 	Interfaces []string
+	// XDP forwards packets of known flows between uplinks at XDP; default [XDPOff].
+	XDP XDP
+	// XDPInterfaces are patterns for the names of uplinks, as Interfaces are, of
+	// which they must be a part. Default: the interfaces of default routes.
+	XDPInterfaces []string
 	// NoTCX uses clsact although the kernel has TCX.
 	NoTCX bool
 	// RedirectPeer takes packets into Pods past the egress hooks of their
@@ -105,6 +110,7 @@ func (o *Options) setDefaults() error {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
+	setDefault(&o.XDP, XDPOff)
 	setDefault(&o.Terminate, TerminateUDP)
 	if o.Terminate != TerminateUDP && o.Terminate != TerminateAll && o.Terminate != TerminateNone {
 		return fmt.Errorf("sockets to terminate: %q is none of udp, all, none", o.Terminate)

@@ -14,7 +14,7 @@ import (
 
 // layoutVersion is that of bpf/types.h and maps.h. Pins of another version are
 // removed once ours are filled and attached.
-const layoutVersion = "v7"
+const layoutVersion = "v8"
 
 const defaultBPFFS = "/sys/fs/bpf"
 

@@ -59,6 +59,7 @@ func Probe() []Feature {
 	optional("BPF_FIB_LOOKUP_SKIP_NEIGH (6.3)", "one more neighbour lookup per packet", haveHelperFlag(fibProbe))
 	optional("BPF_F_IPV6 in checksum helpers (6.16)",
 		"receivers of IPv6 may have to check sums again that hardware had checked", haveHelperFlag(csumProbe))
+	optional("XDP, for --xdp", "packets are forwarded at tc", haveXDP())
 	optional("ending sockets of others (CONFIG_INET_DIAG_DESTROY)",
 		"connected UDP sockets keep a backend that is gone", haveDestroy())
 	return out
