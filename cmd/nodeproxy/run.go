@@ -81,6 +81,8 @@ func run(ctx context.Context, opts *runOptions) error {
 		mode = chooseMode(log)
 	}
 	opts.prepareProcess(mode, log)
+	listed := listen(ctx, src)
+	defer listed.stop()
 	dp, takeOver, err := openDataplane(ctx, opts, mode, log)
 	if err != nil {
 		return err
@@ -91,7 +93,7 @@ func run(ctx context.Context, opts *runOptions) error {
 	if notes := append(config.notes, ignored(opts.flags)...); len(notes) > 0 {
 		log.Warn("what does not apply to nodeproxy is passed over", "options", joined(notes))
 	}
-	a := &agent{opts: opts, log: log, dataplane: dp, source: src, node: node, config: config, inPlace: takeOver.finish,
+	a := &agent{opts: opts, log: log, dataplane: dp, source: listed, node: node, config: config, inPlace: takeOver.finish,
 		observer: newObserver(opts, mode, node.NodeName, client, log)}
 	a.observer.nodeName, a.observer.dataplane = node.NodeName, dp
 	a.pods = &podFinder{client: client, manifests: strings.TrimPrefix(opts.source, filePrefix)}
@@ -110,12 +112,40 @@ type changeSource interface {
 	Run(ctx context.Context, emit func(service.Changes)) error
 }
 
+// listening is a source at work. It lists while the dataplane is set up: the one
+// waits for the API server, and the other for the kernel's verifier.
+type listening struct {
+	changes chan service.Changes // not buffered: what is not taken waits at the source
+	ended   chan error           // what the source's Run returned
+	stop    context.CancelFunc
+}
+
+func listen(ctx context.Context, src changeSource) *listening {
+	ctx, stop := context.WithCancel(ctx)
+	l := &listening{changes: make(chan service.Changes), ended: make(chan error, 1), stop: stop}
+	go func() {
+		l.ended <- src.Run(ctx, func(c service.Changes) {
+			select {
+			case l.changes <- c:
+			case <-ctx.Done():
+			}
+		})
+	}()
+	return l
+}
+
+// run waits for the end of the source, which ctx brings about.
+func (l *listening) run(ctx context.Context) error {
+	defer context.AfterFunc(ctx, l.stop)()
+	return <-l.ended
+}
+
 // agent is what nodeproxy run is made of.
 type agent struct {
 	opts      *runOptions
 	log       *slog.Logger
 	dataplane dataplane.Dataplane
-	source    changeSource
+	source    *listening
 	node      service.Options
 	config    *kubeProxyConfig
 	observer  *observer
@@ -160,18 +190,10 @@ func (a *agent) drive(ctx context.Context) error {
 	if path := a.opts.kubeProxy.config; path != "" {
 		group.Go(func() error { return watchConfig(ctx, path, a.config.data, a.log) })
 	}
-	changes := make(chan service.Changes)
 	addresses := make(chan []netip.Addr)
-	group.Go(func() error { return loop.Run(ctx, changes, addresses) })
+	group.Go(func() error { return loop.Run(ctx, a.source.changes, addresses) })
 	group.Go(func() error { return dataplane.WatchAddresses(ctx, a.log, addresses) })
-	group.Go(func() error {
-		return a.source.Run(ctx, func(c service.Changes) {
-			select {
-			case changes <- c:
-			case <-ctx.Done():
-			}
-		})
-	})
+	group.Go(func() error { return a.source.run(ctx) })
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
