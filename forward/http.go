@@ -2,6 +2,7 @@ package forward
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -9,6 +10,8 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+
+	"k8s.io/apimachinery/pkg/util/proxy"
 )
 
 // Target is what a path of the API server's proxy names.
@@ -61,9 +64,16 @@ func ParsePath(path string) (t Target, rest string, err error) {
 	return t, rest, nil
 }
 
+// NotFoundError says in words that what a request names does not exist.
+type NotFoundError struct{ What string }
+
+// Error implements error.
+func (e NotFoundError) Error() string { return e.What }
+
 // Proxy answers requests under the API server's paths for the proxies of
 // Services and Pods. Find chooses an endpoint. As the API server does, it does
-// not look at the certificates of https: endpoints.
+// not look at the certificates of https: endpoints, and links of HTML pages that
+// lead to the endpoint are made to lead here.
 type Proxy struct {
 	Find func(*http.Request, Target) (netip.AddrPort, error)
 }
@@ -82,6 +92,10 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	to, err := p.Find(r, target)
+	if missing := (NotFoundError{}); errors.As(err, &missing) {
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	}
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
@@ -93,18 +107,15 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	scheme := map[bool]string{true: "https", false: "http"}[target.TLS]
 	(&httputil.ReverseProxy{
-		Transport: transport,
+		// It also leads redirects within the endpoint here again.
+		Transport: &proxy.Transport{PathPrepend: target.String(), RoundTripper: transport},
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			pr.Out.URL.Scheme, pr.Out.URL.Host, pr.Out.Host = scheme, to.String(), ""
 			pr.Out.URL.Path, pr.Out.URL.RawPath = path, rest
 			pr.SetXForwarded()
 		},
-		ModifyResponse: func(resp *http.Response) error {
-			// A redirect within the endpoint leads here again.
-			if at, err := resp.Location(); err == nil && at.Host == to.String() {
-				resp.Header.Set("Location", target.String()+at.RequestURI())
-			}
-			return nil
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		},
 	}).ServeHTTP(w, r)
 }

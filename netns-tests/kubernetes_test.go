@@ -116,6 +116,9 @@ func TestKubernetes(t *testing.T) {
 			t.Run("watches dropped", c.watchesDropped)
 			t.Run("rolling update", c.rollingUpdate)
 			t.Run("zone", c.zone)
+			if col.Name == columns[0].Name { // no mode has a part in it
+				t.Run("like kubectl proxy", c.likeKubectl)
+			}
 			t.Run("refused externalIP", c.refusedExternalIP)
 			if col.Mode == lab.ModeEBPF { // elsewhere the agents' own work on two CPUs would be most of the test
 				t.Run("many Services", c.manyServices)

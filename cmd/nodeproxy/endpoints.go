@@ -14,6 +14,7 @@ import (
 
 	"github.com/nodeproxy/nodeproxy/admin"
 	"github.com/nodeproxy/nodeproxy/dataplane/view"
+	"github.com/nodeproxy/nodeproxy/forward"
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
@@ -90,7 +91,7 @@ func choosePort(rows []view.Frontend, name service.Name, port, protocol string) 
 	}
 	switch {
 	case !known:
-		return "", 0, fmt.Errorf("no Service %s is translated on this node", name)
+		return "", 0, forward.NotFoundError{What: fmt.Sprintf("no Service %s is translated on this node", name)}
 	case len(ports) == 0:
 		return "", 0, fmt.Errorf("service %s has no port %s over %s", name, port, protocol)
 	case len(ports) > 1:

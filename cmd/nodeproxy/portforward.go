@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/nodeproxy/nodeproxy/admin"
 	"github.com/nodeproxy/nodeproxy/forward"
 	"github.com/nodeproxy/nodeproxy/service"
 )
@@ -188,7 +189,11 @@ func (f *endpointFinder) serveProxy(cmd *cobra.Command, at string) error {
 	srv := &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: &forward.Proxy{Find: func(r *http.Request, t forward.Target) (netip.AddrPort, error) {
 		name := service.Name{Namespace: t.Namespace, Name: t.Name}
 		if t.Kind == "pods" {
-			return f.ofPod(r.Context(), name, t.Port)
+			at, err := f.ofPod(r.Context(), name, t.Port)
+			if err != nil && !errors.Is(err, admin.ErrNoAgent) {
+				err = forward.NotFoundError{What: err.Error()}
+			}
+			return at, err
 		}
 		return f.ofService(r.Context(), name, t.Port, service.TCP.String())
 	}}}
