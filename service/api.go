@@ -179,8 +179,13 @@ type Endpoint struct {
 	Terminating bool
 	NodeName    string // empty where unknown: such an endpoint is never local
 	Zone        string
-	ZoneHints   []string // hints.forZones
-	NodeHints   []string // hints.forNodes
+	Hints       *Hints // nil if it has none, as nearly all
+}
+
+// Hints say for whom an endpoint is meant (EndpointSlice, endpoints[].hints).
+type Hints struct {
+	Zones []string // forZones
+	Nodes []string // forNodes
 }
 
 // Node holds the fields of a v1 Node that a node proxy reads.

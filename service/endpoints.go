@@ -39,9 +39,10 @@ func candidates(nodeName string, family Family, port string, protocol Protocol, 
 					ready:       ep.Ready,
 					serving:     ep.Serving,
 					terminating: ep.Terminating,
-					zoneHints:   ep.ZoneHints,
-					nodeHints:   ep.NodeHints,
 					weight:      ext.weight(ep.Addr),
+				}
+				if h := ep.Hints; h != nil {
+					c.zoneHints, c.nodeHints = h.Zones, h.Nodes
 				}
 				if old, ok := byAddr[c.addr]; ok && old.local && !c.local {
 					continue

@@ -135,7 +135,7 @@ func TestSamePortNumberForEachProtocol(t *testing.T) {
 func TestHints(t *testing.T) {
 	hinted := func(ip string, zones, nodes []string) service.Endpoint {
 		ep := ready(ip, "node-b")
-		ep.ZoneHints, ep.NodeHints = zones, nodes
+		ep.Hints = &service.Hints{Zones: zones, Nodes: nodes}
 		return ep
 	}
 	z := func(names ...string) []string { return names }
@@ -166,9 +166,9 @@ func TestHintsNeverNarrowTheLocalList(t *testing.T) {
 	cfg := synth.Config()
 	cfg.Zone = "z1"
 	local := ready("10.244.0.1", "node-a")
-	local.ZoneHints = []string{"z2"}
+	local.Hints = &service.Hints{Zones: []string{"z2"}}
 	remote := ready("10.244.0.2", "node-b")
-	remote.ZoneHints = []string{"z1"}
+	remote.Hints = &service.Hints{Zones: []string{"z1"}}
 	svc := web(func(s *service.Service) { s.InternalPolicy = service.PolicyLocal })
 	if got := backends(service.Resolve(&cfg, svc, []*service.EndpointSlice{slice("s", local, remote)}), service.ListLocal); got != "10.244.0.1:8080" {
 		t.Errorf("local list %q", got)

@@ -183,12 +183,13 @@ func convertEndpoint(in *discovery.Endpoint, i int, family service.Family, w *wa
 	if in.Zone != nil {
 		out.Zone = shared(*in.Zone)
 	}
-	if in.Hints != nil {
+	if in.Hints != nil && len(in.Hints.ForZones)+len(in.Hints.ForNodes) > 0 {
+		out.Hints = &service.Hints{}
 		for _, z := range in.Hints.ForZones {
-			out.ZoneHints = append(out.ZoneHints, shared(z.Name))
+			out.Hints.Zones = append(out.Hints.Zones, shared(z.Name))
 		}
 		for _, n := range in.Hints.ForNodes {
-			out.NodeHints = append(out.NodeHints, shared(n.Name))
+			out.Hints.Nodes = append(out.Hints.Nodes, shared(n.Name))
 		}
 	}
 	return out, true

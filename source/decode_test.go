@@ -108,7 +108,7 @@ func TestDecodeWhatKubectlPrints(t *testing.T) {
 			LastChange: time.Date(2026, 1, 2, 3, 4, 6, 0, time.UTC),
 			Ports:      []service.EndpointPort{{Name: "http", Protocol: service.TCP, Number: 8080}},
 			Endpoints: []service.Endpoint{
-				{Addr: addr("10.244.1.11"), Ready: true, Serving: true, NodeName: "node-a", Zone: "z1", ZoneHints: []string{"z1"}},
+				{Addr: addr("10.244.1.11"), Ready: true, Serving: true, NodeName: "node-a", Zone: "z1", Hints: &service.Hints{Zones: []string{"z1"}}},
 				{Addr: addr("10.244.1.12"), Ready: true, Serving: true},
 			},
 		}},

@@ -35,19 +35,55 @@ func newContents() *contents {
 	}
 }
 
+// entries are what a map would hold, for so few that a map's own memory would be
+// most of it: there is one for each port of each Service.
+type entries[K comparable, V any] []pair[K, V]
+
+type pair[K comparable, V any] struct {
+	key   K
+	value V
+}
+
+// set puts a value in, in place of one under the same key.
+func (e *entries[K, V]) set(key K, value V) {
+	for i := range *e {
+		if (*e)[i].key == key {
+			(*e)[i].value = value
+			return
+		}
+	}
+	*e = append(*e, pair[K, V]{key, value})
+}
+
+// copyTo puts all in a map.
+func (e entries[K, V]) copyTo(m map[K]V) {
+	for _, x := range e {
+		m[x.key] = x.value
+	}
+}
+
+// entriesOf are those of a map, in any order.
+func entriesOf[K comparable, V any](m map[K]V) entries[K, V] {
+	out := make(entries[K, V], 0, len(m))
+	for k, v := range m {
+		out = append(out, pair[K, V]{k, v})
+	}
+	return out
+}
+
 // portPlan is what one ServicePort is in the maps.
 type portPlan struct {
 	name      service.PortName
 	family    service.Family
 	protocol  service.Protocol
 	id        uint32
-	frontends map[bpfFrontendKey]bpfFrontend
+	frontends entries[bpfFrontendKey, bpfFrontend]
 	backends  []bpfBackend // slots of the cluster's list, then of the local one
 	count     [2]uint32
 	// generation names the slots; it changes whenever backends does.
 	generation uint32
-	members    map[bpfMemberKey]uint32
-	ranges     map[bpfRangeKey]uint32
+	members    entries[bpfMemberKey, uint32]
+	ranges     entries[bpfRangeKey, uint32]
 }
 
 func (p *portPlan) slot(i int) bpfBackendKey {
@@ -58,35 +94,33 @@ func (p *portPlan) slot(i int) bpfBackendKey {
 // generation that is in use: it stays if its slots are those wanted, and
 // becomes next otherwise.
 func planPort(sp *service.ServicePort, id uint32, kernel *contents, next uint32) *portPlan {
-	p := &portPlan{
-		name: sp.Name, family: sp.Family, protocol: sp.Protocol, id: id,
-		frontends: map[bpfFrontendKey]bpfFrontend{},
-		members:   map[bpfMemberKey]uint32{},
-		ranges:    map[bpfRangeKey]uint32{},
-	}
+	p := &portPlan{name: sp.Name, family: sp.Family, protocol: sp.Protocol, id: id}
+	members := map[bpfMemberKey]uint32{}
 	for list, backends := range sp.Backends {
 		slots := slotsOf(sp.Algorithm, backends)
 		p.count[list] = uint32(len(slots))
 		p.backends = append(p.backends, slots...)
 		for _, b := range backends {
-			p.members[memberKey(id, b.AddrPort)] |= 1 << list // MEMBER_CLUSTER, MEMBER_LOCAL
+			members[memberKey(id, b.AddrPort)] |= 1 << list // MEMBER_CLUSTER, MEMBER_LOCAL
 			if b.Local {
-				p.members[memberKey(id, b.AddrPort)] |= uint32(bpfMemberMEMBER_HERE)
+				members[memberKey(id, b.AddrPort)] |= uint32(bpfMemberMEMBER_HERE)
 			}
 		}
 	}
 	for _, e := range sp.Serving {
-		p.members[memberKey(id, e)] |= uint32(bpfMemberMEMBER_SERVING)
+		members[memberKey(id, e)] |= uint32(bpfMemberMEMBER_SERVING)
 	}
 	for _, e := range sp.ServingLocal {
-		p.members[memberKey(id, e)] |= uint32(bpfMemberMEMBER_HERE)
+		members[memberKey(id, e)] |= uint32(bpfMemberMEMBER_HERE)
 	}
 	// A chosen endpoint serves, whatever the list of serving ones says.
-	for k, flags := range p.members {
+	for k, flags := range members {
 		if flags&uint32(bpfMemberMEMBER_CLUSTER|bpfMemberMEMBER_LOCAL) != 0 {
-			p.members[k] |= uint32(bpfMemberMEMBER_SERVING)
+			members[k] |= uint32(bpfMemberMEMBER_SERVING)
 		}
 	}
+	p.members = entriesOf(members)
+	p.backends = slices.Clip(p.backends)
 	p.planFrontends(sp)
 	if sp.Algorithm != service.Maglev { // whose slots are changed in place, as generation 0
 		p.chooseGeneration(kernel, next)
@@ -125,10 +159,11 @@ func (p *portPlan) planFrontends(sp *service.ServicePort) {
 				}
 			}
 		}
-		p.frontends[key] = value
+		p.frontends.set(key, value)
 	}
+	p.frontends = slices.Clip(p.frontends)
 	for _, r := range ranges {
-		p.ranges[rangeKey(p.id, r)] = 1
+		p.ranges.set(rangeKey(p.id, r), 1)
 	}
 }
 
@@ -157,8 +192,8 @@ func frontendKey(sp *service.ServicePort, f service.Frontend) bpfFrontendKey {
 // that nobody reads can be written at leisure.
 func (p *portPlan) chooseGeneration(kernel *contents, next uint32) {
 	p.generation = next
-	for k := range p.frontends {
-		v, ok := kernel.frontends[k]
+	for _, f := range p.frontends {
+		v, ok := kernel.frontends[f.key]
 		if !ok || v.Service != p.id || v.Count != p.count {
 			continue
 		}
@@ -168,9 +203,8 @@ func (p *portPlan) chooseGeneration(kernel *contents, next uint32) {
 		}
 		p.generation = next
 	}
-	for k, v := range p.frontends {
-		v.Generation = p.generation
-		p.frontends[k] = v
+	for i := range p.frontends {
+		p.frontends[i].value.Generation = p.generation
 	}
 }
 

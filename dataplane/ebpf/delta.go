@@ -154,21 +154,22 @@ func newScope() *scope {
 
 // add puts a plan into one side of the scope and counts its addresses and ports.
 func (p *planner) add(s *scope, side *contents, plan *portPlan, n int) {
-	maps.Copy(side.frontends, plan.frontends)
-	maps.Copy(side.members, plan.members)
-	maps.Copy(side.ranges, plan.ranges)
+	plan.frontends.copyTo(side.frontends)
+	plan.members.copyTo(side.members)
+	plan.ranges.copyTo(side.ranges)
 	side.names[plan.id] = nameText(plan.name)
 	for i, b := range plan.backends {
 		side.backends[plan.slot(i)] = b
 	}
 	s.ids[plan.id] = struct{}{}
-	for k := range plan.members {
-		use := portUse{uint32(networkPort(k.Port)), backendBit(plan.protocol)}
+	for _, m := range plan.members {
+		use := portUse{uint32(networkPort(m.key.Port)), backendBit(plan.protocol)}
 		p.portUse[use] += n
 		s.ports[use.port] = struct{}{}
 	}
-	for k, v := range plan.frontends {
-		nodePort := v.Flags&uint8(bpfFrontendFlagFRONTEND_NODEPORT) != 0
+	for _, f := range plan.frontends {
+		k := f.key
+		nodePort := f.value.Flags&uint8(bpfFrontendFlagFRONTEND_NODEPORT) != 0
 		use := portUse{uint32(networkPort(k.Port)), portBit(service.Protocol(k.Proto), nodePort)}
 		p.portUse[use] += n
 		s.ports[use.port] = struct{}{}

@@ -133,14 +133,14 @@ func sliceManifest(in *service.EndpointSlice) *discovery.EndpointSlice {
 		if ep.Zone != "" {
 			one.Zone = &ep.Zone
 		}
-		if len(ep.ZoneHints)+len(ep.NodeHints) > 0 {
+		if ep.Hints != nil {
 			one.Hints = &discovery.EndpointHints{}
-		}
-		for _, z := range ep.ZoneHints {
-			one.Hints.ForZones = append(one.Hints.ForZones, discovery.ForZone{Name: z})
-		}
-		for _, n := range ep.NodeHints {
-			one.Hints.ForNodes = append(one.Hints.ForNodes, discovery.ForNode{Name: n})
+			for _, z := range ep.Hints.Zones {
+				one.Hints.ForZones = append(one.Hints.ForZones, discovery.ForZone{Name: z})
+			}
+			for _, n := range ep.Hints.Nodes {
+				one.Hints.ForNodes = append(one.Hints.ForNodes, discovery.ForNode{Name: n})
+			}
 		}
 		out.Endpoints = append(out.Endpoints, one)
 	}

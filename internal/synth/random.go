@@ -149,11 +149,15 @@ func (r *Random) Slice(svc *service.Service, j int) *service.EndpointSlice {
 			Addr: r.addr(slice.Family, podNet, 60), NodeName: pick(r, "node-a", "node-b", ""),
 			Ready: r.chance(0.7), Serving: r.chance(0.8), Terminating: r.chance(0.3),
 		}
+		zones, nodes := []string(nil), []string(nil)
 		if hints && r.chance(0.9) {
-			ep.ZoneHints = pick(r, []string{"zone-1"}, []string{"zone-2"}, []string{"zone-1", "zone-2"})
+			zones = pick(r, []string{"zone-1"}, []string{"zone-2"}, []string{"zone-1", "zone-2"})
 		}
 		if hints && r.chance(0.5) {
-			ep.NodeHints = pick(r, []string{"node-a"}, []string{"node-b"})
+			nodes = pick(r, []string{"node-a"}, []string{"node-b"})
+		}
+		if zones != nil || nodes != nil {
+			ep.Hints = &service.Hints{Zones: zones, Nodes: nodes}
 		}
 		slice.Endpoints = append(slice.Endpoints, ep)
 		weights[ep.Addr.String()] = pick(r, 0, 1, 2, 3, 10)
