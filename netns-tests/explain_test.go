@@ -4,10 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/nodeproxy/nodeproxy/admin"
@@ -78,6 +82,73 @@ func explainByName(t *testing.T, l *lab.Lab) {
 	if out := inPlace(t, l, "node-a", append(argv, "node", to.String())...); !strings.Contains(out, "asked ") {
 		t.Errorf("without an agent:\n%s", out)
 	}
+}
+
+// TestExplainLoopback asks of node ports on loopback, and dials: who serves them
+// there, where they lead, and what is in the way.
+func TestExplainLoopback(t *testing.T) {
+	eachColumn(t, func(t *testing.T, c column) {
+		l := c.up(t, false)
+		taken := find("local-a")
+		if !c.Sockets {
+			defer listenOn(t, l, loopbacks[0], taken).Close()
+		}
+		apply(t, l, find("web"), find("empty"), taken)
+		startAgents(t, l)
+		who := map[bool]string{true: "the socket programs translate it", false: "the agent listens there and relays"}[c.Sockets]
+		for _, ip := range loopbacks {
+			for _, network := range []echo.Network{echo.TCP, echo.UDP} {
+				e, text := explainAt(t, l, network, ip, "web")
+				if e.Verdict != "translate" || !strings.HasPrefix(e.Service, "default/web:echo") || !strings.Contains(text, who) || len(e.Backends) != 4 {
+					t.Errorf("web at %s over %s: %s", ip, network, text)
+				}
+				answer, err := l.Dial(t.Context(), "node-a", network, netip.AddrPortFrom(ip, uint16(30000+find("web").n)))
+				if err != nil || !slices.ContainsFunc(e.Backends, func(b admin.Candidate) bool {
+					return strings.HasPrefix(b.Address, lab.MustPlace(answer.Name).Addr(ip.Is6()).String()) || strings.HasPrefix(b.Address, "["+lab.MustPlace(answer.Name).Addr(ip.Is6()).String())
+				}) {
+					t.Errorf("web at %s over %s: %v, %v; explained as %s", ip, network, answer, err, text)
+				}
+				e, text = explainAt(t, l, network, ip, "empty")
+				_, err = l.Dial(t.Context(), "node-a", network, netip.AddrPortFrom(ip, uint16(30000+find("empty").n)))
+				if e.Verdict != "reject" || !strings.Contains(text, "default/empty:echo") || !strings.Contains(fmt.Sprint(err), syscall.ECONNREFUSED.Error()) {
+					t.Errorf("empty at %s over %s: %v; explained as %s", ip, network, err, text)
+				}
+			}
+		}
+		if e, text := explainAt(t, l, echo.TCP, loopbacks[0], taken.name); !c.Sockets && (e.Verdict != "untouched" || !strings.Contains(text, syscall.EADDRINUSE.Error())) {
+			t.Errorf("a port that another process has: %s", text)
+		}
+		if err := l.KillAgent("node-a"); err != nil {
+			t.Fatal(err)
+		}
+		e, text := explainAt(t, l, echo.TCP, loopbacks[1], "web")
+		_, err := l.Dial(t.Context(), "node-a", echo.TCP, netip.AddrPortFrom(loopbacks[1], uint16(30000+find("web").n)))
+		if translated := e.Verdict == "translate" && len(e.Backends) == 4; translated != c.Sockets || translated != (err == nil) || e.Service != "default/web:echo" {
+			t.Errorf("without an agent: %v; explained as %s", err, text)
+		}
+	})
+}
+
+// explainAt asks about a Service's node port on loopback.
+func explainAt(t *testing.T, l *lab.Lab, network echo.Network, ip netip.Addr, name string) (e admin.Explanation, text string) {
+	t.Helper()
+	to := netip.AddrPortFrom(ip, uint16(30000+find(name).n)).String() + "/" + string(network)
+	if complaint, err := asked(t, l, &e, "explain", to); err != nil {
+		t.Errorf("explain %s: %v: %s", to, err, complaint)
+	}
+	return e, strings.Join(e.Steps, "\n")
+}
+
+// listenOn takes a Service's node port on loopback of node-a away from the agent.
+func listenOn(t *testing.T, l *lab.Lab, ip netip.Addr, s svc) (held io.Closer) {
+	t.Helper()
+	if err := l.Do("node-a", func() (err error) {
+		held, err = net.Listen("tcp", netip.AddrPortFrom(ip, uint16(30000+s.n)).String())
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return held
 }
 
 // backendOf is the iptables back end that a lab's agents were told to use.

@@ -132,11 +132,28 @@ func (a *asking) explain(cmd *cobra.Command, q admin.Question) (admin.Explanatio
 		return e, err
 	}
 	p := q.Packet(&node)
+	if p.Destination.Addr().IsLoopback() {
+		return loopbackRemains(cmd.Context(), kernel, p)
+	}
 	answer, err := kernel.Explain(cmd.Context(), p)
 	if err != nil {
 		return e, err
 	}
 	return admin.KernelOnly(answer, p), nil
+}
+
+// loopbackRemains explains what is sent to loopback, where no agent answers.
+func loopbackRemains(ctx context.Context, kernel admin.Kernel, p service.Packet) (admin.Explanation, error) {
+	frontends, err := kernel.Services(ctx)
+	if err != nil {
+		return admin.Explanation{}, err
+	}
+	backends, err := kernel.Backends(ctx)
+	if err != nil {
+		return admin.Explanation{}, err
+	}
+	programs, ok := kernel.(interface{ Sockets() bool })
+	return admin.LoopbackRemains(frontends, backends, p, ok && programs.Sockets()), nil
 }
 
 // ownAddresses are the facts of this node that a packet's source is told by.

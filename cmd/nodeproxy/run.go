@@ -20,6 +20,7 @@ import (
 	"github.com/nodeproxy/nodeproxy/dataplane"
 	"github.com/nodeproxy/nodeproxy/dataplane/ebpf"
 	"github.com/nodeproxy/nodeproxy/dataplane/iptables"
+	"github.com/nodeproxy/nodeproxy/dataplane/loopback"
 	"github.com/nodeproxy/nodeproxy/dataplane/view"
 	"github.com/nodeproxy/nodeproxy/service"
 )
@@ -151,9 +152,9 @@ func (a *agent) drive(ctx context.Context) error {
 		Kernel:  kernelOf(a.dataplane, func() (service.NodeFacts, bool) { return nodeFacts(ctx, inspect) }),
 		Verify:  func(ctx context.Context) ([]view.Difference, error) { return verify(ctx, a.dataplane) },
 		Watch:   watchOf(a.dataplane),
-		NextHop: nextHop,
-		Pod:     a.pods.find,
-		Repair:  func(ctx context.Context) error { return askRepair(ctx, repair) }}
+		NextHop: nextHop, Loopback: loopbackOf(a.dataplane),
+		Pod:    a.pods.find,
+		Repair: func(ctx context.Context) error { return askRepair(ctx, repair) }}
 	group.Go(func() error { return a.ask(ctx, socket) })
 	a.observer.serve(ctx, group)
 	group.Go(func() error { return a.observer.events.run(ctx) })
@@ -197,6 +198,18 @@ func kernelOf(dp dataplane.Dataplane, node func() (service.NodeFacts, bool)) adm
 		return agentKernel{r, d}
 	}
 	return nil
+}
+
+// loopbackOf tells how node ports on loopback are served.
+func loopbackOf(dp dataplane.Dataplane) func(service.Packet) admin.Loopback {
+	return func(p service.Packet) admin.Loopback {
+		l, ok := dp.(*loopback.Dataplane)
+		if !ok {
+			return admin.Loopback{Sockets: true}
+		}
+		relays, failed := l.Relays(service.FamilyOf(p.Destination.Addr()), p.Protocol, p.Destination.Port())
+		return admin.Loopback{Sockets: !relays, Failed: failed}
+	}
 }
 
 // watchOf tells what happens in a mode, or is nil.
