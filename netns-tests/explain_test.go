@@ -22,9 +22,18 @@ import (
 
 // TestP53ExplainIsWhatHappens asks an agent about every Service of the
 // scenarios at every address, from a Pod, from the node and from outside, and
-// dials: what it says must be what happens (P53).
+// dials: what it says must be what happens, for 1,000 of them at least (P53).
 func TestP53ExplainIsWhatHappens(t *testing.T) {
+	var ran atomic.Int64
+	t.Cleanup(func() { // when all columns have ended
+		n, want := proven.Load(), leastProven*ran.Load()/int64(len(columns))
+		t.Logf("%d of %d explanations were compared with live traffic", n, questions.Load())
+		if !t.Failed() && n < want {
+			t.Errorf("%d explanations were compared with live traffic, want %d at least", n, want)
+		}
+	})
 	eachColumn(t, func(t *testing.T, c column) {
+		ran.Add(1)
 		l := c.scenarioLab(t, false)
 		var status admin.Status
 		out := inPlace(t, l, "node-a", l.Options().Binary, "status", "-o", "json", "--instance", l.Netns("node-a"))
@@ -46,7 +55,6 @@ func TestP53ExplainIsWhatHappens(t *testing.T) {
 			}
 		}
 		wg.Wait()
-		t.Logf("%d questions so far", questions.Load())
 		explainByName(t, l)
 	})
 }
@@ -169,9 +177,12 @@ func explainAll(t *testing.T, l *lab.Lab, from string, places []string, network 
 	}
 }
 
-// questions counts those whose answer was compared with the kernel's and
-// with live traffic.
-var questions atomic.Int64
+// questions counts what agents were asked, and proven those of them whose answer
+// was then compared with live traffic.
+var questions, proven atomic.Int64
+
+// leastProven is how many there must be in all columns together.
+const leastProven = 1000
 
 // asExplained asks the agent of node-a, and dials.
 func (f flow) asExplained(ctx context.Context) error {
@@ -198,6 +209,7 @@ func (f flow) asExplained(ctx context.Context) error {
 		if err := f.check(ctx); err != nil {
 			return fmt.Errorf("%w; explained as\n%s", err, explained)
 		}
+		proven.Add(1)
 		return nil
 	}
 	var names []string
@@ -218,5 +230,6 @@ func (f flow) asExplained(ctx context.Context) error {
 	if who, _, _ := strings.Cut(answer.Name, "/"); !slices.Contains(names, who) {
 		return fmt.Errorf("%s answered; explained as\n%s", answer.Name, explained)
 	}
+	proven.Add(1)
 	return nil
 }
