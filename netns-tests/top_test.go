@@ -141,7 +141,8 @@ func TestTopOnATerminal(t *testing.T) {
 		dial(false)
 		dial(true)
 		s := onScreen(t, l, "top", "--interval", "200ms", "--sort", "name")
-		eventually(t, patience, s.shows([]string{"nodeproxy top  8 ports of Services", "> default/single:echo      TCP/IPv4  1 ", "  default/web:echo", "[q]uit"}, prompt))
+		// Connections, their rate, and drops, of which the agent's own self-test is none.
+		eventually(t, patience, s.shows([]string{"nodeproxy top  8 ports of Services", "> default/single:echo      TCP/IPv4  1            0   0 ", "  default/web:echo", "[q]uit"}, prompt))
 		dial(false)
 		eventually(t, patience, s.shows([]string{"> default/single:echo      TCP/IPv4  2 "}))
 		s.press(t, down)
