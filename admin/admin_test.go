@@ -29,9 +29,11 @@ func table(t *testing.T) *service.Table {
 		ExternalPolicy: service.PolicyLocal, AffinityTimeout: time.Hour}
 	empty := &service.Service{Name: service.Name{Namespace: "default", Name: "empty"}, ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.2")},
 		Ports: []service.Port{{Protocol: service.UDP, Port: 53}}}
+	idle := &service.Service{Name: service.Name{Namespace: "default", Name: "idle"}, Type: service.TypeNodePort, ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.3")},
+		Ports: []service.Port{{Protocol: service.TCP, Port: 80, NodePort: 30081}}}
 	slice := &service.EndpointSlice{Name: web, Service: "web", Ports: []service.EndpointPort{{Name: "http", Protocol: service.TCP, Number: 8080}},
 		Endpoints: []service.Endpoint{{Addr: netip.MustParseAddr("10.244.2.7"), Ready: true, Serving: true, NodeName: "other"}}}
-	r.Apply(service.Changes{Complete: true, Services: []*service.Service{balanced, empty}, EndpointSlices: []*service.EndpointSlice{slice}})
+	r.Apply(service.Changes{Complete: true, Services: []*service.Service{balanced, empty, idle}, EndpointSlices: []*service.EndpointSlice{slice}})
 	return r.Table()
 }
 
@@ -143,7 +145,7 @@ func TestServer(t *testing.T) {
 		t.Errorf("before the first list: %v", err)
 	}
 	tb = table(t)
-	if err := Get(t.Context(), path, "/v1/status", nil, &s); err != nil || s.Mode != "ebpf" || s.Services != 2 || s.Backends != 1 {
+	if err := Get(t.Context(), path, "/v1/status", nil, &s); err != nil || s.Mode != "ebpf" || s.Services != 3 || s.Backends != 1 {
 		t.Errorf("status %+v: %v", s, err)
 	}
 	var frontends []view.Frontend
@@ -164,5 +166,84 @@ func TestServer(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Dir(path)); !os.IsNotExist(err) {
 		t.Errorf("left behind: %v", err)
+	}
+}
+
+// What is sent to loopback: the agent relays it, or programs at sockets
+// translate it, and everything that can be in the way is named.
+func TestExplainLoopback(t *testing.T) {
+	socket, relay := Loopback{Sockets: true}, Loopback{}
+	for name, test := range map[string]struct {
+		from, to string
+		served   Loopback
+		off      bool
+		verdict  string
+		words    []string
+	}{
+		"relayed":         {"", "127.0.0.1:30080", relay, false, "translate", []string{"TCP packet from 127.0.0.1", "node port 30080 of Service default/web:http", "the agent listens there and relays", "one of 1 endpoints on every node", "all clients on loopback are one client", "10.244.2.7:8080, sees this node as the source, next hop on eth0"}},
+		"at the socket":   {"", "127.0.0.2:30080", socket, false, "translate", []string{"the socket programs translate it", "10.244.2.7:8080", "the kernel was not asked"}},
+		"not 127.0.0.1":   {"", "127.0.0.2:30080", relay, false, "untouched", []string{"the agent listens at 127.0.0.1 alone"}},
+		"turned off":      {"", "127.0.0.1:30080", relay, true, "untouched", []string{"default/web:http", "--iptables-localhost-nodeports=false"}},
+		"port is taken":   {"", "127.0.0.1:30080", Loopback{Failed: "address already in use"}, false, "untouched", []string{"default/web:http", "does not: address already in use"}},
+		"no such port":    {"", "127.0.0.1:30099", relay, false, "untouched", []string{"no Service has node port 30099 over TCP"}},
+		"of a Pod":        {"10.244.1.9", "127.0.0.1:30080", relay, false, "untouched", []string{"of the Pod itself"}},
+		"refused":         {"", "127.0.0.1:30081", relay, false, "reject", []string{"default/idle", "the agent does not listen"}},
+		"socket refused":  {"", "127.0.0.1:30081", socket, false, "reject", []string{"default/idle", "the socket programs reject it"}},
+		"from itself":     {"192.168.0.1", "127.0.0.1:30080", relay, false, "translate", []string{"TCP packet from 192.168.0.1"}},
+		"of IPv6, no one": {"", "[::1]:30080", relay, false, "untouched", []string{"from ::1 to [::1]:30080", "no Service"}},
+	} {
+		tb := table(t)
+		tb.Node.NodePorts[service.IPv4].Loopback = !test.off
+		v := Question{}.Values()
+		v.Set("from", test.from)
+		v.Set("to", test.to)
+		v.Set("protocol", "TCP")
+		q, err := ParseQuestion(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := ExplainLoopback(tb, q.Packet(&tb.Node), test.served, func(netip.Addr) string { return "on eth0" })
+		text := strings.Join(e.Steps, "\n")
+		if e.Verdict != test.verdict || (e.Verdict == "translate") != (len(e.Backends) > 0) {
+			t.Errorf("%s: %s to %v, want %s:\n%s", name, e.Verdict, e.Backends, test.verdict, text)
+		}
+		for _, words := range test.words {
+			if !strings.Contains(text, words) {
+				t.Errorf("%s: no %q in\n%s", name, words, text)
+			}
+		}
+		if tb.Node.NodePorts[service.IPv4].Loopback == test.off {
+			t.Errorf("%s: the Table was changed", name)
+		}
+	}
+}
+
+// The same of what an agent left.
+func TestExplainLoopbackRemains(t *testing.T) {
+	frontends := []view.Frontend{
+		{Service: "default/web:http", Protocol: "TCP", Kind: "NodePort", Family: "IPv4", Port: 30080, Node: "translate to 1, masqueraded"},
+		{Service: "default/idle", Protocol: "TCP", Kind: "NodePort", Family: "IPv4", Port: 30081, Node: "reject"},
+	}
+	backends := []view.Backend{
+		{Service: "default/web:http", Protocol: "TCP", Address: "10.244.2.7:8080", List: "cluster"},
+		{Service: "default/web:http", Protocol: "TCP", Address: "[fd00::7]:8080", List: "cluster"},
+	}
+	for name, test := range map[string]struct {
+		to      string
+		sockets bool
+		verdict string
+		words   string
+	}{
+		"at the socket":  {"127.0.0.1:30080", true, "translate", "10.244.2.7:8080"},
+		"socket refused": {"127.0.0.1:30081", true, "reject", "default/idle"},
+		"relay is gone":  {"127.0.0.1:30080", false, "untouched", "no agent answers: nobody listens"},
+		"no such port":   {"127.0.0.1:30082", false, "untouched", "no Service has node port 30082"},
+		"other family":   {"[::1]:30080", true, "untouched", "no Service has node port 30080"},
+	} {
+		p := Question{To: netip.MustParseAddrPort(test.to), Protocol: service.TCP}.Packet(&service.NodeFacts{})
+		e := LoopbackRemains(frontends, backends, p, test.sockets)
+		if text := strings.Join(e.Steps, "\n"); e.Verdict != test.verdict || !strings.Contains(text, test.words) || strings.Contains(text, "fd00") {
+			t.Errorf("%s: %s, want %s with %q:\n%s", name, e.Verdict, test.verdict, test.words, text)
+		}
 	}
 }

@@ -37,14 +37,15 @@ type Candidate struct {
 type Hop func(netip.Addr) string
 
 // Explain tells what the Table makes of a packet; which of the candidates is
-// taken is for the kernel to choose. Without a Hop, nothing is said of ways.
+// taken is for the kernel to choose. Without a Hop, nothing is said of ways. What
+// is sent to loopback is for [ExplainLoopback].
 func Explain(table *service.Table, p service.Packet, hop Hop) Explanation {
 	return explain(table.Judge(p), p, hop)
 }
 
 func explain(o service.Outcome, p service.Packet, hop Hop) Explanation {
 	e := Explanation{}
-	say := func(format string, args ...any) { e.Steps = append(e.Steps, fmt.Sprintf(format, args...)) }
+	say := e.say
 	say("%s packet from %s to %s", p.Protocol, from(p.Source), p.Destination)
 	if !o.Matched {
 		e.Verdict = "untouched"
@@ -72,7 +73,7 @@ func explain(o service.Outcome, p service.Packet, hop Hop) Explanation {
 	case service.Drop:
 		say("the traffic policy is Local and no endpoint is on this node: dropped, so that load balancers go elsewhere")
 	case service.Translate:
-		e.translated(o, p, hop, say)
+		e.translated(o, p, hop)
 	}
 	return e
 }
@@ -81,36 +82,50 @@ var sourceWords = map[service.Source]string{
 	service.FromPod: "a Pod", service.FromNode: "this node itself", service.FromOutside: "outside of the cluster",
 }
 
-func (e *Explanation) translated(o service.Outcome, p service.Packet, hop Hop, say func(string, ...any)) {
+func (e *Explanation) say(format string, args ...any) {
+	e.Steps = append(e.Steps, fmt.Sprintf(format, args...))
+}
+
+func (e *Explanation) translated(o service.Outcome, p service.Packet, hop Hop) {
+	e.choice(o)
+	for _, b := range o.Backends {
+		e.candidate(b, p, o.Masquerade(p, b), hop)
+	}
+}
+
+// choice tells what a backend is chosen from.
+func (e *Explanation) choice(o service.Outcome) {
 	where := "on every node"
 	if o.Route.List == service.ListLocal {
 		where = "on this node"
 	}
-	say("one of %d endpoints %s is chosen", len(o.Backends), where)
+	e.say("one of %d endpoints %s is chosen", len(o.Backends), where)
 	if t := o.Port.AffinityTimeout; t > 0 {
-		say("session affinity: a client that came within %s goes to the endpoint that it had", t)
+		e.say("session affinity: a client that came within %s goes to the endpoint that it had", t)
 	}
-	for _, b := range o.Backends {
-		c := Candidate{Address: b.To(p.Destination.Port()).String(), Local: b.Local, Weight: b.Shares(), Masquerade: o.Masquerade(p, b)}
-		text := c.Address
-		if c.Weight > 1 {
-			text += fmt.Sprintf(", weight %d", c.Weight)
-		}
-		if c.Local {
-			text += ", on this node"
-		}
-		if c.Masquerade {
-			text += ", sees this node as the source"
-		} else {
-			text += ", sees the source as it is"
-		}
-		if hop != nil {
-			c.NextHop = hop(b.Addr())
-			text += ", next hop " + c.NextHop
-		}
-		e.Backends = append(e.Backends, c)
-		say("  %s", text)
+}
+
+// candidate adds a backend that the packet may be led to.
+func (e *Explanation) candidate(b service.Backend, p service.Packet, masquerade bool, hop Hop) {
+	c := Candidate{Address: b.To(p.Destination.Port()).String(), Local: b.Local, Weight: b.Shares(), Masquerade: masquerade}
+	text := c.Address
+	if c.Weight > 1 {
+		text += fmt.Sprintf(", weight %d", c.Weight)
 	}
+	if c.Local {
+		text += ", on this node"
+	}
+	if c.Masquerade {
+		text += ", sees this node as the source"
+	} else {
+		text += ", sees the source as it is"
+	}
+	if hop != nil {
+		c.NextHop = hop(b.Addr())
+		text += ", next hop " + c.NextHop
+	}
+	e.Backends = append(e.Backends, c)
+	e.say("  %s", text)
 }
 
 func from(a netip.AddrPort) string {

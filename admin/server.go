@@ -36,6 +36,9 @@ type Server struct {
 	Pod func(context.Context, service.Name) ([]netip.Addr, error)
 	// NextHop is called for each endpoint that an explanation names; nil for none.
 	NextHop Hop
+	// Loopback tells how a packet to a node port on loopback is served; it is
+	// called where the Table may be looked at.
+	Loopback func(service.Packet) Loopback
 	// Watch tells of what happens until ctx ends, and calls ready when it does.
 	Watch func(ctx context.Context, ready func(), emit func(view.Event)) error
 }
@@ -142,17 +145,26 @@ func (s *Server) handler() http.Handler {
 // explain asks the Table, and the kernel.
 func (s *Server) explain(ctx context.Context, q Question) (Explanation, error) {
 	var p service.Packet
-	var o service.Outcome
+	var say func() Explanation // where the Table is not waited for
 	err := s.inspect(ctx, func(t *service.Table) {
-		p = q.Packet(&t.Node)
-		o = t.Judge(p)
+		if p = q.Packet(&t.Node); !p.Destination.Addr().IsLoopback() {
+			o := t.Judge(p)
+			say = func() Explanation { return explain(o, p, s.NextHop) }
+			return
+		}
+		var served Loopback
+		if s.Loopback != nil {
+			served = s.Loopback(p)
+		}
+		o := judgeLoopback(t, p)
+		say = func() Explanation { return o.explain(p, served, s.NextHop) }
 	})
 	if err != nil {
 		return Explanation{}, err
 	}
-	e := explain(o, p, s.NextHop)
+	e := say()
 	if s.Kernel == nil || q.AgentOnly || p.Destination.Addr().IsLoopback() {
-		return e, err // what is served on loopback is not for rules and programs at interfaces
+		return e, nil // what is served on loopback is not for rules and programs at interfaces
 	}
 	a, err := s.Kernel.Explain(ctx, p)
 	if err != nil {
@@ -248,8 +260,8 @@ func (q Question) Packet(node *service.NodeFacts) service.Packet {
 	p := service.Packet{Source: netip.AddrPortFrom(q.From, 0), Destination: q.To, Protocol: q.Protocol, Interface: q.Interface}
 	family := service.FamilyOf(q.To.Addr())
 	if !q.From.IsValid() {
-		p.Source = netip.AddrPortFrom(netip.MustParseAddr([]string{"127.0.0.1", "::1"}[family]), 0)
-		if local := node.Local[family]; len(local) > 0 {
+		p.Source = netip.AddrPortFrom(relayed[family], 0)
+		if local := node.Local[family]; len(local) > 0 && !q.To.Addr().IsLoopback() {
 			p.Source = netip.AddrPortFrom(local[0], 0)
 		}
 		return p

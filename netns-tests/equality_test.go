@@ -33,9 +33,17 @@ var synthLocal = []netip.Addr{netip.MustParseAddr("192.168.77.11"), netip.MustPa
 // TestModesAreEqual sends real packets through random clusters. A failure shows
 // the least state that fails, as manifests, with the seed.
 func TestModesAreEqual(t *testing.T) { // its columns keep all CPUs busy: nothing else beside
+	var ran, explained atomic.Int64
+	t.Cleanup(func() { // when all modes have ended
+		t.Logf("%d random packets were explained and sent", explained.Load())
+		if all := ran.Load() == int64(len(refModes)); all && !t.Failed() && explained.Load() < leastProven {
+			t.Errorf("only %d random packets were explained and sent, want %d at least", explained.Load(), leastProven)
+		}
+	})
 	for _, mode := range refModes {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
+			ran.Add(1)
 			e := newEquality(t, mode)
 			for seed := range uint64(equalityStates) {
 				gen := synth.NewRandom(1000 + seed)
@@ -52,6 +60,7 @@ func TestModesAreEqual(t *testing.T) { // its columns keep all CPUs busy: nothin
 					err, cfg, synth.YAML(small))
 			}
 			t.Logf("%d packets in %d states, of them %v; %d explained", e.sent, equalityStates, e.seen, e.asked)
+			explained.Add(int64(e.asked)) // each was sent, or the test has failed
 			if e.asked < e.sent/(2*explainEach[mode]) {
 				t.Errorf("only %d of %d packets were explained", e.asked, e.sent)
 			}

@@ -4,10 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/nodeproxy/nodeproxy/admin"
@@ -18,9 +22,18 @@ import (
 
 // TestP53ExplainIsWhatHappens asks an agent about every Service of the
 // scenarios at every address, from a Pod, from the node and from outside, and
-// dials: what it says must be what happens (P53).
+// dials: what it says must be what happens, for 1,000 of them at least (P53).
 func TestP53ExplainIsWhatHappens(t *testing.T) {
+	var ran atomic.Int64
+	t.Cleanup(func() { // when all columns have ended
+		n, want := proven.Load(), leastProven*ran.Load()/int64(len(columns))
+		t.Logf("%d of %d explanations were compared with live traffic", n, questions.Load())
+		if !t.Failed() && n < want {
+			t.Errorf("%d explanations were compared with live traffic, want %d at least", n, want)
+		}
+	})
 	eachColumn(t, func(t *testing.T, c column) {
+		ran.Add(1)
 		l := c.scenarioLab(t, false)
 		var status admin.Status
 		out := inPlace(t, l, "node-a", l.Options().Binary, "status", "-o", "json", "--instance", l.Netns("node-a"))
@@ -42,7 +55,6 @@ func TestP53ExplainIsWhatHappens(t *testing.T) {
 			}
 		}
 		wg.Wait()
-		t.Logf("%d questions so far", questions.Load())
 		explainByName(t, l)
 	})
 }
@@ -80,6 +92,73 @@ func explainByName(t *testing.T, l *lab.Lab) {
 	}
 }
 
+// TestExplainLoopback asks of node ports on loopback, and dials: who serves them
+// there, where they lead, and what is in the way.
+func TestExplainLoopback(t *testing.T) {
+	eachColumn(t, func(t *testing.T, c column) {
+		l := c.up(t, false)
+		taken := find("local-a")
+		if !c.Sockets {
+			defer listenOn(t, l, loopbacks[0], taken).Close()
+		}
+		apply(t, l, find("web"), find("empty"), taken)
+		startAgents(t, l)
+		who := map[bool]string{true: "the socket programs translate it", false: "the agent listens there and relays"}[c.Sockets]
+		for _, ip := range loopbacks {
+			for _, network := range []echo.Network{echo.TCP, echo.UDP} {
+				e, text := explainAt(t, l, network, ip, "web")
+				if e.Verdict != "translate" || !strings.HasPrefix(e.Service, "default/web:echo") || !strings.Contains(text, who) || len(e.Backends) != 4 {
+					t.Errorf("web at %s over %s: %s", ip, network, text)
+				}
+				answer, err := l.Dial(t.Context(), "node-a", network, netip.AddrPortFrom(ip, uint16(30000+find("web").n)))
+				if err != nil || !slices.ContainsFunc(e.Backends, func(b admin.Candidate) bool {
+					return strings.HasPrefix(b.Address, lab.MustPlace(answer.Name).Addr(ip.Is6()).String()) || strings.HasPrefix(b.Address, "["+lab.MustPlace(answer.Name).Addr(ip.Is6()).String())
+				}) {
+					t.Errorf("web at %s over %s: %v, %v; explained as %s", ip, network, answer, err, text)
+				}
+				e, text = explainAt(t, l, network, ip, "empty")
+				_, err = l.Dial(t.Context(), "node-a", network, netip.AddrPortFrom(ip, uint16(30000+find("empty").n)))
+				if e.Verdict != "reject" || !strings.Contains(text, "default/empty:echo") || !strings.Contains(fmt.Sprint(err), syscall.ECONNREFUSED.Error()) {
+					t.Errorf("empty at %s over %s: %v; explained as %s", ip, network, err, text)
+				}
+			}
+		}
+		if e, text := explainAt(t, l, echo.TCP, loopbacks[0], taken.name); !c.Sockets && (e.Verdict != "untouched" || !strings.Contains(text, syscall.EADDRINUSE.Error())) {
+			t.Errorf("a port that another process has: %s", text)
+		}
+		if err := l.KillAgent("node-a"); err != nil {
+			t.Fatal(err)
+		}
+		e, text := explainAt(t, l, echo.TCP, loopbacks[1], "web")
+		_, err := l.Dial(t.Context(), "node-a", echo.TCP, netip.AddrPortFrom(loopbacks[1], uint16(30000+find("web").n)))
+		if translated := e.Verdict == "translate" && len(e.Backends) == 4; translated != c.Sockets || translated != (err == nil) || e.Service != "default/web:echo" {
+			t.Errorf("without an agent: %v; explained as %s", err, text)
+		}
+	})
+}
+
+// explainAt asks about a Service's node port on loopback.
+func explainAt(t *testing.T, l *lab.Lab, network echo.Network, ip netip.Addr, name string) (e admin.Explanation, text string) {
+	t.Helper()
+	to := netip.AddrPortFrom(ip, uint16(30000+find(name).n)).String() + "/" + string(network)
+	if complaint, err := asked(t, l, &e, "explain", to); err != nil {
+		t.Errorf("explain %s: %v: %s", to, err, complaint)
+	}
+	return e, strings.Join(e.Steps, "\n")
+}
+
+// listenOn takes a Service's node port on loopback of node-a away from the agent.
+func listenOn(t *testing.T, l *lab.Lab, ip netip.Addr, s svc) (held io.Closer) {
+	t.Helper()
+	if err := l.Do("node-a", func() (err error) {
+		held, err = net.Listen("tcp", netip.AddrPortFrom(ip, uint16(30000+s.n)).String())
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return held
+}
+
 // backendOf is the iptables back end that a lab's agents were told to use.
 func backendOf(l *lab.Lab) string {
 	args := l.Options().AgentArgs
@@ -98,9 +177,12 @@ func explainAll(t *testing.T, l *lab.Lab, from string, places []string, network 
 	}
 }
 
-// questions counts those whose answer was compared with the kernel's and
-// with live traffic.
-var questions atomic.Int64
+// questions counts what agents were asked, and proven those of them whose answer
+// was then compared with live traffic.
+var questions, proven atomic.Int64
+
+// leastProven is how many there must be in all columns together.
+const leastProven = 1000
 
 // asExplained asks the agent of node-a, and dials.
 func (f flow) asExplained(ctx context.Context) error {
@@ -127,6 +209,7 @@ func (f flow) asExplained(ctx context.Context) error {
 		if err := f.check(ctx); err != nil {
 			return fmt.Errorf("%w; explained as\n%s", err, explained)
 		}
+		proven.Add(1)
 		return nil
 	}
 	var names []string
@@ -147,5 +230,6 @@ func (f flow) asExplained(ctx context.Context) error {
 	if who, _, _ := strings.Cut(answer.Name, "/"); !slices.Contains(names, who) {
 		return fmt.Errorf("%s answered; explained as\n%s", answer.Name, explained)
 	}
+	proven.Add(1)
 	return nil
 }

@@ -83,5 +83,9 @@ func TestPortForwardAndProxy(t *testing.T) {
 		if out := ask("tcp", pod); !strings.HasPrefix(out, "pod-b1") {
 			t.Errorf("pod/pod-b1, begun before the agent ended: %v", out)
 		}
+		found := background(t, l, at+"TCP", "port-forward", "--source", "file:"+l.ManifestDir(), "pod/pod-b1", ":7000")[1]
+		if out := ask("tcp", found); !strings.HasPrefix(out, "pod-b1") {
+			t.Errorf("pod/pod-b1, found in manifests: %v", out)
+		}
 	})
 }

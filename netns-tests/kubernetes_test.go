@@ -20,6 +20,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/nodeproxy/nodeproxy/admin"
+	"github.com/nodeproxy/nodeproxy/dataplane/view"
 	"github.com/nodeproxy/nodeproxy/lab"
 	"github.com/nodeproxy/nodeproxy/lab/controlplane"
 	"github.com/nodeproxy/nodeproxy/lab/echo"
@@ -120,6 +122,7 @@ func TestKubernetes(t *testing.T) {
 				t.Run("like kubectl proxy", c.likeKubectl)
 			}
 			t.Run("refused externalIP", c.refusedExternalIP)
+			t.Run("without an agent", c.withoutAgent)
 			if col.Mode == lab.ModeEBPF { // elsewhere the agents' own work on two CPUs would be most of the test
 				t.Run("many Services", c.manyServices)
 			}
@@ -185,6 +188,36 @@ func (c *cluster) away(t *testing.T) {
 	must(t, errors.Join(cmd.Process.Signal(syscall.SIGTERM), cmd.Wait()))
 	argv := agent.Argv[slices.Index(agent.Argv, "--mode"):]
 	must(t, c.StartAgent(t.Context(), "node-b", argv...))
+}
+
+// withoutAgent asks the API server what the kernel of a node should hold, and
+// where a Pod is, with what its killed agent was given.
+func (c *cluster) withoutAgent(t *testing.T) {
+	web := find("web")
+	apply(t, c.Lab, web)
+	eventually(t, patience, func() error { // IPv6 is written last
+		f := nodePortFlow(c.Lab, "web node-a", everyPod, true)
+		return f.check(t.Context())
+	})
+	agent, _, err := c.Agent("node-a")
+	must(t, err)
+	must(t, c.KillAgent("node-a"))
+	var found []view.Difference
+	verify := append([]string{"verify"}, agent.Argv[2:]...) // as nodeproxy run was called
+	if complaint, err := asked(t, c.Lab, &found, verify...); err != nil || len(found) > 0 {
+		t.Errorf("verify: %v %s %v", err, complaint, found)
+	}
+	var e admin.Explanation
+	kubeconfig := agent.Argv[slices.Index(agent.Argv, "--kubeconfig")+1]
+	complaint, err := asked(t, c.Lab, &e, "explain", "--kubeconfig", kubeconfig, "--from", "pod/default/pod-b1", web.addr("cluster", 80, false).String())
+	if want := "TCP packet from " + lab.MustPlace("pod-b1").Addr(false).String(); err != nil || e.Verdict != "translate" || !strings.Contains(e.Steps[0], want) {
+		t.Errorf("explain: %v %s: no %q in %v", err, complaint, want, e.Steps)
+	}
+	must(t, c.Delete("web.yaml"))
+	if complaint, err := asked(t, c.Lab, &found, verify...); err == nil || len(found) == 0 {
+		t.Errorf("verify, after the Service was deleted: %v %s", err, complaint)
+	}
+	must(t, c.StartAgent(t.Context(), "node-a", agent.Argv[slices.Index(agent.Argv, "--mode"):]...))
 }
 
 // rollingUpdate replaces every endpoint of a Service, one after the other, as

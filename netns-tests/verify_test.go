@@ -11,6 +11,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/nodeproxy/nodeproxy/admin"
 	"github.com/nodeproxy/nodeproxy/dataplane/view"
 	"github.com/nodeproxy/nodeproxy/lab"
 )
@@ -124,6 +125,62 @@ func TestVerify(t *testing.T) {
 		})
 		if n := metricOf(t, l, "nodeproxy_drift_repaired_total"); n < float64(total) {
 			t.Errorf("%d differences were repaired, and %v counted", total, n)
+		}
+	})
+}
+
+// TestVerifyWithoutAgent compares what a killed agent left with its source, given
+// the flags that it had: nothing differs at first, then what is broken, and what
+// the manifests say since. A Pod is found in the same place.
+func TestVerifyWithoutAgent(t *testing.T) {
+	eachColumn(t, func(t *testing.T, c column) {
+		l := c.up(t, false)
+		apply(t, l, find("web"), find("empty"), find("affinity"))
+		startAgents(t, l)
+		agent, _, err := l.Agent("node-a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.KillAgent("node-a"); err != nil {
+			t.Fatal(err)
+		}
+		var found []view.Difference
+		for _, args := range [][]string{{"verify"}, {"verify", "--repair"}, {"explain", "--from", "pod/default/pod-b1", "10.96.0.1:80"}} {
+			complaint, err := asked(t, l, &struct{}{}, args...)
+			if err == nil || strings.Count(complaint, "\n") != 1 || !strings.Contains(complaint, "no agent answers") || !strings.Contains(complaint, "--source") && !strings.Contains(complaint, "start it") {
+				t.Errorf("%v without a source: %v: %s", args, err, complaint)
+			}
+		}
+		verify := append([]string{"verify"}, agent.Argv[2:]...) // as nodeproxy run was called
+		if complaint, err := asked(t, l, &found, verify...); err != nil || len(found) > 0 {
+			t.Fatalf("nothing is broken yet: %v %s %v", err, complaint, found)
+		}
+		for _, b := range breakages(c) {
+			b.do(t, l)
+			if complaint, err := asked(t, l, &found, verify...); err == nil || !strings.Contains(fmt.Sprint(found), b.want) || !strings.Contains(complaint, "first sync") {
+				t.Errorf("%s: %v %s; found %v", b.name, err, complaint, found)
+			}
+			if err := l.StartAgent(t.Context(), "node-a"); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.KillAgent("node-a"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if complaint, err := asked(t, l, &found, verify...); err != nil || len(found) > 0 {
+			t.Errorf("after a start of the agent: %v %s %v", err, complaint, found)
+		}
+		s := find("web")
+		s.endpoints = pods("pod-b1")
+		apply(t, l, s)
+		if complaint, err := asked(t, l, &found, verify...); err == nil || len(found) == 0 {
+			t.Errorf("the manifests were changed: %v %s", err, complaint)
+		}
+		var e admin.Explanation
+		want := "TCP packet from " + lab.MustPlace("pod-b1").Addr(false).String()
+		complaint, err := asked(t, l, &e, "explain", "--source", "file:"+l.ManifestDir(), "--from", "pod/default/pod-b1", find("web").addr("cluster", 80, false).String())
+		if err != nil || !strings.Contains(e.Steps[0], want) {
+			t.Errorf("explain: %v %s: no %q in %v", err, complaint, want, e.Steps)
 		}
 	})
 }

@@ -7,7 +7,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/nodeproxy/nodeproxy/admin"
 	"github.com/nodeproxy/nodeproxy/dataplane/view"
 	"github.com/nodeproxy/nodeproxy/lab"
 	"github.com/nodeproxy/nodeproxy/lab/echo"
@@ -64,7 +66,7 @@ func (w *watching) saw(what string, fits func(view.Event) bool) func() error {
 func TestWatch(t *testing.T) {
 	eachColumn(t, func(t *testing.T, c column) {
 		l := c.up(t, false)
-		apply(t, l, find("web"), find("empty"), find("local-a"))
+		apply(t, l, find("web"), find("empty"), find("local-b"), find("deny"), find("deny-empty"))
 		startAgents(t, l)
 		for _, dead := range []bool{false, true} {
 			watchOnce(t, l, c, dead)
@@ -90,10 +92,7 @@ func watchOnce(t *testing.T, l *lab.Lab, c column, dead bool) {
 	client, node := lab.MustPlace("client"), lab.MustPlace("node-a")
 	held := holdOver(t, l, echo.TCP, 2, "client", "web node-a")
 	pingAll(t, held)
-	refusal := flow{lab: l, network: echo.TCP, from: client, to: find("empty").addr("node-a", 80, false), scenario: scenario{want: refused}}
-	if err := refusal.check(t.Context()); err != nil {
-		t.Error(err)
-	}
+	sent := refusals(t, l)
 	for _, h := range held {
 		v6 := h.answer.Source.Addr().Is6()
 		who, _, _ := strings.Cut(h.answer.Name, "/")
@@ -103,11 +102,19 @@ func watchOnce(t *testing.T, l *lab.Lab, c column, dead bool) {
 				e.Backend.Addr() == lab.MustPlace(who).Addr(v6) && *e.SeenAs == h.answer.Source
 		}))
 	}
-	isRefusal := func(e view.Event) bool {
-		known := c.Backend != "" && e.Packets > 0 || e.Source.Addr() == client.Addr(false)
-		return e.Verdict == "reject" && e.Reason == "no_endpoints" && e.Service == "default/empty:echo" && known
+	for _, r := range sent {
+		if dead && c.Backend != "" && r.reason != "no_endpoints" {
+			continue // rules are counted then, of which one may have several reasons
+		}
+		eventually(t, patience, all.saw(r.reason+" of "+r.to.String(), func(e view.Event) bool { return r.is(e, dead && c.Backend != "") }))
 	}
-	eventually(t, patience, all.saw("refusal", isRefusal))
+	isRefusal := func(e view.Event) bool { return sent[0].is(e, false) }
+	if c.Backend != "" && !dead { // nothing is shown twice
+		time.Sleep(2500 * time.Millisecond)
+		if out := all.stdout.String(); strings.Contains(out, `"packets"`) {
+			t.Errorf("packets that were shown are counted too:\n%s", out)
+		}
+	}
 	all.end(t)
 	if drops == nil {
 		return
@@ -117,4 +124,108 @@ func watchOnce(t *testing.T, l *lab.Lab, c column, dead bool) {
 		t.Errorf("--drops --service default/empty also shows\n%s", drops.stdout.String())
 	}
 	drops.end(t)
+}
+
+// refusal is a packet that was sent, and why it was refused.
+type refusal struct {
+	flow
+	verdict, reason, service string
+}
+
+// is tells whether an event is about it; counted events know no source.
+func (r *refusal) is(e view.Event, counted bool) bool {
+	if e.Verdict != r.verdict || e.Reason != r.reason || e.Service != r.service || e.Protocol != strings.ToUpper(string(r.network)) {
+		return false
+	}
+	return counted && e.Packets > 0 || e.Source.Addr() == r.from.Addr(r.v6) && e.Destination == r.to
+}
+
+// refusals sends packets that are refused, for every reason that there is.
+func refusals(t *testing.T, l *lab.Lab) []refusal {
+	t.Helper()
+	var out []refusal
+	for _, r := range []struct {
+		from, service, at       string
+		port                    uint16
+		network                 echo.Network
+		v6                      bool
+		verdict, reason, portIs string
+	}{
+		{"client", "empty", "node-a", 80, echo.TCP, false, "reject", "no_endpoints", "default/empty:echo"},
+		{"client", "empty", "external", 80, echo.UDP, true, "reject", "no_endpoints", "default/empty:echo-udp"},
+		{"client", "local-b", "node-a", 80, echo.UDP, false, "drop", "policy", "default/local-b:echo-udp"},
+		{"client", "local-b", "balancer", 80, echo.TCP, true, "drop", "policy", "default/local-b:echo"},
+		{"client", "deny", "balancer", 80, echo.TCP, false, "drop", "source_range", "default/deny:echo"},
+		{"client", "deny-empty", "balancer", 80, echo.UDP, true, "drop", "source_range", "default/deny-empty:echo-udp"},
+		{"client", "web", "external", 81, echo.UDP, false, "reject", "unknown_port", ""},
+	} {
+		f := flow{lab: l, network: r.network, v6: r.v6, from: lab.MustPlace(r.from), at: r.at, to: find(r.service).addr(r.at, r.port, r.v6)}
+		f.want = map[string]string{"reject": refused, "drop": dropped}[r.verdict]
+		if err := f.check(t.Context()); err != nil {
+			t.Errorf("%s to %s: %v", r.from, f.to, err)
+		}
+		out = append(out, refusal{f, r.verdict, r.reason, r.portIs})
+	}
+	return out
+}
+
+// TestWatchLeavesNoRules looks at the rules while somebody watches: verify finds
+// nothing, explain reads them. They are gone with who watched, with the agent,
+// and, after an agent was killed, with the next one.
+func TestWatchLeavesNoRules(t *testing.T) {
+	eachIPTables(t, func(t *testing.T, c column) {
+		l := c.up(t, false, "--sync-period", "1h")
+		apply(t, l, find("web"), find("empty"), find("deny-empty"))
+		startAgents(t, l)
+		before := savedRules(t, l, "node-a")
+		logs := func(want bool) func() error {
+			return func() error {
+				now := savedRules(t, l, "node-a")
+				if strings.Contains(now, "NFLOG") != want || !want && now != before {
+					return fmt.Errorf("logs %v; the rules are\n%s\nbefore\n%s", want, now, before)
+				}
+				return nil
+			}
+		}
+		w := startWatch(t, l)
+		eventually(t, patience, logs(true))
+		var found []view.Difference
+		if complaint, err := asked(t, l, &found, "verify"); err != nil || len(found) > 0 {
+			t.Errorf("verify, while somebody watches: %v %s %v", err, complaint, found)
+		}
+		var e admin.Explanation
+		if complaint, err := asked(t, l, &e, "explain", "--from", "203.0.113.1", find("empty").addr("external", 80, false).String()); err != nil || e.Verdict != "reject" || e.Differs != "" {
+			t.Errorf("explain, while somebody watches: %v %s %v", err, complaint, e.Steps)
+		}
+		apply(t, l, find("local-b")) // a Service that is new meanwhile
+		dropping := flow{lab: l, network: echo.TCP, from: lab.MustPlace("client"), at: "node-a", to: find("local-b").addr("node-a", 80, false), scenario: scenario{want: dropped}}
+		eventually(t, patience, func() error { return dropping.check(t.Context()) })
+		eventually(t, patience, w.saw("drop of a new Service", func(e view.Event) bool {
+			return e.Verdict == "drop" && e.Reason == "policy" && e.Service == "default/local-b:echo" && e.Source.Addr() == dropping.from.Addr(false)
+		}))
+		if err := l.Delete("local-b.yaml"); err != nil {
+			t.Fatal(err)
+		}
+		w.end(t)
+		eventually(t, patience, logs(false))
+		w = startWatch(t, l)
+		if err := l.StopAgent("node-a"); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, patience, logs(false))
+		_ = w.cmd.Wait() // its agent is gone
+		if err := l.StartAgent(t.Context(), "node-a"); err != nil {
+			t.Fatal(err)
+		}
+		w = startWatch(t, l)
+		if err := l.KillAgent("node-a"); err != nil {
+			t.Fatal(err)
+		}
+		_ = w.cmd.Wait()
+		eventually(t, patience, logs(true))
+		if err := l.StartAgent(t.Context(), "node-a"); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, patience, logs(false))
+	})
 }

@@ -14,10 +14,17 @@ import (
 )
 
 // asking are the flags of commands that ask a running agent.
-type asking struct{ instance, output string }
+type asking struct {
+	instance, output string
+	pods             podSource
+}
 
 func (a *asking) register(cmd *cobra.Command) {
 	registerInstance(cmd.Flags(), &a.instance)
+	a.registerOutput(cmd)
+}
+
+func (a *asking) registerOutput(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&a.output, "output", "o", "", "wide, or json or yaml for scripts")
 }
 

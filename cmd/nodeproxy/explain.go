@@ -28,11 +28,13 @@ what the kernel has. In iptables mode the packet is led through the rules that t
 holds, in ebpf mode a copy of the programs is run on the maps that it holds. Where the
 kernel's answer differs from the agent's, that is said. Nothing is sent or changed.
 
-Where no agent answers, the kernel alone is asked.`,
+Where no agent answers, the kernel alone is asked, and --from pod needs --source or
+--kubeconfig to find the Pod.`,
 		Example: `  nodeproxy explain 10.96.0.10:80
   nodeproxy explain --from 10.244.1.7 10.96.0.10:53/UDP
   nodeproxy explain --from pod default/web-1 10.96.0.10:53/UDP
-  nodeproxy explain --from 203.0.113.5 192.168.77.11:30080 -o json`,
+  nodeproxy explain --from 203.0.113.5 192.168.77.11:30080 -o json
+  nodeproxy explain --source file:/etc/nodeproxy/manifests --from pod default/web-1 10.96.0.10:80   # without an agent`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			from, to, err := explainArgs(from, args)
@@ -52,6 +54,7 @@ Where no agent answers, the kernel alone is asked.`,
 		ValidArgsFunction: completeFrontends(&a.instance),
 	}
 	a.register(cmd)
+	a.pods.register(cmd.Flags())
 	cmd.Flags().StringVar(&from, "from", "node", "address that the packet comes from; pod NAMESPACE/NAME; or node for this node itself")
 	cmd.Flags().StringVar(&iface, "interface", "", "interface that it comes by, where Pods are told by interfaces")
 	return cmd
@@ -97,7 +100,8 @@ func (a *asking) question(ctx context.Context, from, to, iface string) (admin.Qu
 	return admin.ParseQuestion(values)
 }
 
-// podAddress asks the agent for a Pod's address of a family.
+// podAddress asks for a Pod's address of a family: the agent, or where none
+// answers, the source that the flags name.
 func (a *asking) podAddress(ctx context.Context, pod string, family service.Family) (netip.Addr, error) {
 	name, err := parseName(pod)
 	if err != nil {
@@ -105,7 +109,11 @@ func (a *asking) podAddress(ctx context.Context, pod string, family service.Fami
 	}
 	var found []netip.Addr
 	query := url.Values{"namespace": {name.Namespace}, "name": {name.Name}}
-	if err := admin.Get(ctx, admin.Socket(a.instance), admin.PathPod, query, &found); err != nil {
+	err = admin.Get(ctx, admin.Socket(a.instance), admin.PathPod, query, &found)
+	if errors.Is(err, admin.ErrNoAgent) {
+		found, err = a.pods.find(ctx, name, err)
+	}
+	if err != nil {
 		return netip.Addr{}, err
 	}
 	for _, addr := range found {
@@ -132,11 +140,28 @@ func (a *asking) explain(cmd *cobra.Command, q admin.Question) (admin.Explanatio
 		return e, err
 	}
 	p := q.Packet(&node)
+	if p.Destination.Addr().IsLoopback() {
+		return loopbackRemains(cmd.Context(), kernel, p)
+	}
 	answer, err := kernel.Explain(cmd.Context(), p)
 	if err != nil {
 		return e, err
 	}
 	return admin.KernelOnly(answer, p), nil
+}
+
+// loopbackRemains explains what is sent to loopback, where no agent answers.
+func loopbackRemains(ctx context.Context, kernel admin.Kernel, p service.Packet) (admin.Explanation, error) {
+	frontends, err := kernel.Services(ctx)
+	if err != nil {
+		return admin.Explanation{}, err
+	}
+	backends, err := kernel.Backends(ctx)
+	if err != nil {
+		return admin.Explanation{}, err
+	}
+	programs, ok := kernel.(interface{ Sockets() bool })
+	return admin.LoopbackRemains(frontends, backends, p, ok && programs.Sockets()), nil
 }
 
 // ownAddresses are the facts of this node that a packet's source is told by.

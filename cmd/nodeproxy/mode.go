@@ -46,10 +46,7 @@ func openDataplane(ctx context.Context, opts *runOptions, mode string, log *slog
 		}
 		return loopback.New(mode, log, service.SCTP), h, nil // no program is asked when such a socket connects
 	}
-	dp, err := iptables.New(ctx, iptables.Options{
-		Backend: iptables.Backend(opts.backend), MasqueradeBit: opts.masqueradeBit, PingServiceIPs: opts.pingServiceIPs,
-		Instance: opts.instance, Log: log,
-	})
+	dp, err := iptables.New(ctx, opts.iptables(log))
 	if err != nil {
 		return nil, nil, fmt.Errorf("set up iptables mode: %w", err)
 	}
@@ -81,6 +78,13 @@ func (o *runOptions) ebpf(log *slog.Logger) ebpf.Options {
 	return ebpf.Options{
 		Instance: o.instance, CgroupPath: o.cgroup, PacketsOnly: !o.sockets, Interfaces: o.interfaces,
 		PingServiceIPs: o.pingServiceIPs, Terminate: ebpf.Terminate(o.terminate), XDP: ebpf.XDP(o.xdp), XDPInterfaces: o.xdpInterfaces, Logger: log,
+	}
+}
+
+func (o *runOptions) iptables(log *slog.Logger) iptables.Options {
+	return iptables.Options{
+		Backend: iptables.Backend(o.backend), MasqueradeBit: o.masqueradeBit, PingServiceIPs: o.pingServiceIPs,
+		Instance: o.instance, Log: log,
 	}
 }
 

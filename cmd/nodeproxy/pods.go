@@ -6,12 +6,14 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/spf13/pflag"
 	discovery "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/yaml"
@@ -118,6 +120,29 @@ func podInManifest(data []byte, pod service.Name) (found []netip.Addr) {
 			found = append(found, addressesIn(&slice, pod)...)
 		}
 	}
+}
+
+// podSource is where a Pod's address comes from if no agent answers.
+type podSource struct{ o runOptions }
+
+func (p *podSource) register(f *pflag.FlagSet) {
+	f.StringVar(&p.o.source, "source", "", "where Pods are found if no agent answers: file:PATH, or kubernetes")
+	f.StringVar(&p.o.client.Kubeconfig, "kubeconfig", "", "kubeconfig of the API server, for --source kubernetes, which it implies")
+}
+
+// find returns the addresses of a Pod.
+func (p *podSource) find(ctx context.Context, pod service.Name, noAgent error) ([]netip.Addr, error) {
+	if p.o.source == "" && p.o.client.Kubeconfig == "" && !inCluster() {
+		return nil, fmt.Errorf("%w, so Pod %s is not known: give --source file:PATH or --kubeconfig FILE to look for it, or its address instead", noAgent, pod)
+	}
+	if err := p.o.chooseSource(); err != nil {
+		return nil, err
+	}
+	_, client, err := p.o.openSource("", slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	return (&podFinder{client: client, manifests: strings.TrimPrefix(p.o.source, filePrefix)}).find(ctx, pod)
 }
 
 // parseName reads NAMESPACE/NAME.

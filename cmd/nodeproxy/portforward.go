@@ -63,6 +63,7 @@ number or name, a Pod's by number; LOCAL is the same number unless given, and 0 
 		ValidArgsFunction: completeTargets(&f.instance, &namespace),
 	}
 	registerInstance(cmd.Flags(), &f.instance)
+	f.pods.register(cmd.Flags())
 	registerNamespace(cmd, &namespace, &f.instance)
 	cmd.Flags().StringSliceVar(&addresses, "address", []string{"127.0.0.1"}, "addresses to listen on; others than loopback open the endpoint to the network")
 	return cmd
@@ -175,6 +176,7 @@ the API server does not. Requests by another name than localhost are refused.`,
 		},
 	}
 	registerInstance(cmd.Flags(), &f.instance)
+	f.pods.register(cmd.Flags())
 	cmd.Flags().StringVar(&address, "address", "127.0.0.1", "address to listen on; others than loopback open every Service to the network")
 	cmd.Flags().Uint16VarP(&port, "port", "p", 8001, "port to listen on; 0 for any")
 	return cmd

@@ -20,6 +20,7 @@ import (
 	"github.com/nodeproxy/nodeproxy/dataplane"
 	"github.com/nodeproxy/nodeproxy/dataplane/ebpf"
 	"github.com/nodeproxy/nodeproxy/dataplane/iptables"
+	"github.com/nodeproxy/nodeproxy/dataplane/loopback"
 	"github.com/nodeproxy/nodeproxy/dataplane/view"
 	"github.com/nodeproxy/nodeproxy/service"
 )
@@ -180,10 +181,10 @@ func (a *agent) drive(ctx context.Context) error {
 	socket := &admin.Server{Path: admin.Socket(a.opts.instance), Status: a.observer.status, Inspect: inspect,
 		Kernel:  kernelOf(a.dataplane, func() (service.NodeFacts, bool) { return nodeFacts(ctx, inspect) }),
 		Verify:  func(ctx context.Context) ([]view.Difference, error) { return verify(ctx, a.dataplane) },
-		Watch:   watchOf(a.dataplane),
-		NextHop: nextHop,
-		Pod:     a.pods.find,
-		Repair:  func(ctx context.Context) error { return askRepair(ctx, repair) }}
+		Watch:   watchOf(a.dataplane, func(do func()) error { return onLoop(ctx, inspect, func(*service.Table) { do() }) }),
+		NextHop: nextHop, Loopback: loopbackOf(a.dataplane),
+		Pod:    a.pods.find,
+		Repair: func(ctx context.Context) error { return askRepair(ctx, repair) }}
 	group.Go(func() error { return a.ask(ctx, socket) })
 	a.observer.serve(ctx, group)
 	group.Go(func() error { return a.observer.events.run(ctx) })
@@ -221,13 +222,28 @@ func kernelOf(dp dataplane.Dataplane, node func() (service.NodeFacts, bool)) adm
 	return nil
 }
 
-// watchOf tells what happens in a mode, or is nil.
-func watchOf(dp dataplane.Dataplane) func(context.Context, func(), func(view.Event)) error {
+// loopbackOf tells how node ports on loopback are served.
+func loopbackOf(dp dataplane.Dataplane) func(service.Packet) admin.Loopback {
+	return func(p service.Packet) admin.Loopback {
+		l, ok := dp.(*loopback.Dataplane)
+		if !ok {
+			return admin.Loopback{Sockets: true}
+		}
+		relays, failed := l.Relays(service.FamilyOf(p.Destination.Addr()), p.Protocol, p.Destination.Port())
+		return admin.Loopback{Sockets: !relays, Failed: failed}
+	}
+}
+
+// watchOf tells what happens in a mode, or is nil. owner runs a function where
+// the mode is synced.
+func watchOf(dp dataplane.Dataplane, owner func(func()) error) func(context.Context, func(), func(view.Event)) error {
 	switch d := inner(dp).(type) {
 	case *ebpf.Dataplane:
 		return d.Reader().Watch
 	case *iptables.Dataplane:
-		return d.Reader().Watch
+		return func(ctx context.Context, ready func(), emit func(view.Event)) error {
+			return d.Watch(ctx, owner, ready, emit)
+		}
 	}
 	return nil
 }
@@ -243,19 +259,24 @@ func (k agentKernel) Counts(ctx context.Context) ([]view.Count, error) { return 
 
 // nodeFacts asks the loop for the facts of the node.
 func nodeFacts(ctx context.Context, inspect chan<- func(*service.Table)) (facts service.NodeFacts, ok bool) {
-	done := make(chan struct{})
-	fn := func(t *service.Table) {
+	_ = onLoop(ctx, inspect, func(t *service.Table) { // if it has ended, there are none
 		if ok = t != nil; ok {
 			facts = t.Node
 		}
-		close(done)
-	}
-	select {
-	case inspect <- fn:
-		<-done
-	case <-ctx.Done():
-	}
+	})
 	return facts, ok
+}
+
+// onLoop runs a function on the loop's goroutine, unless ctx ends before.
+func onLoop(ctx context.Context, inspect chan<- func(*service.Table), do func(*service.Table)) error {
+	done := make(chan struct{})
+	select {
+	case inspect <- func(t *service.Table) { do(t); close(done) }:
+		<-done
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // unsupported counts the Services of which a mode does not do a part.

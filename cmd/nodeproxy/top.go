@@ -10,7 +10,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	tea "github.com/charmbracelet/bubbletea"
+	tea "charm.land/bubbletea/v2"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
@@ -52,7 +52,7 @@ terminal, one table is printed. What is counted in each mode is told in docs/ope
 			}
 			m := newTopModel(read, every, key)
 			m.take(rows, time.Now())
-			_, err = tea.NewProgram(m, tea.WithContext(cmd.Context()), tea.WithAltScreen()).Run()
+			_, err = tea.NewProgram(m, tea.WithContext(cmd.Context())).Run()
 			if errors.Is(err, tea.ErrProgramKilled) || errors.Is(err, tea.ErrInterrupted) {
 				err = nil // interrupted
 			}

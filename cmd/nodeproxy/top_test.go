@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	tea "github.com/charmbracelet/bubbletea"
+	tea "charm.land/bubbletea/v2"
 
 	"github.com/nodeproxy/nodeproxy/dataplane/view"
 )
@@ -21,10 +21,10 @@ func topRows(connections uint64) []view.Count {
 
 // press gives top a key.
 func press(m *topModel, key string) tea.Cmd {
-	named := map[string]tea.KeyType{"enter": tea.KeyEnter, "esc": tea.KeyEsc, "down": tea.KeyDown}
-	msg := tea.KeyMsg{Type: tea.KeyRunes, Runes: []rune(key)}
+	named := map[string]rune{"enter": tea.KeyEnter, "esc": tea.KeyEscape, "down": tea.KeyDown}
+	msg := tea.KeyPressMsg{Text: key, Code: []rune(key)[0]}
 	if k, ok := named[key]; ok {
-		msg = tea.KeyMsg{Type: k}
+		msg = tea.KeyPressMsg{Code: k}
 	}
 	_, cmd := m.Update(msg)
 	return cmd
@@ -36,17 +36,17 @@ func TestTop(t *testing.T) {
 	m.take(topRows(10), start)
 	m.Update(tea.WindowSizeMsg{Width: 120, Height: 30})
 	m.Update(looked{rows: topRows(30), at: start.Add(2 * time.Second)})
-	lines := strings.Split(m.View(), "\n")
+	lines := strings.Split(m.content(), "\n")
 	if !strings.HasPrefix(lines[3], "> default/b:dns") || !strings.Contains(lines[3], "30           10") || !strings.Contains(lines[3], "2.0 KiB   2.0 MiB") {
-		t.Errorf("by connections:\n%s", m.View())
+		t.Errorf("by connections:\n%s", m.content())
 	}
 	press(m, "d")
-	if lines = strings.Split(m.View(), "\n"); !strings.HasPrefix(lines[3], "> default/a:http") {
-		t.Errorf("by drops:\n%s", m.View())
+	if lines = strings.Split(m.content(), "\n"); !strings.HasPrefix(lines[3], "> default/a:http") {
+		t.Errorf("by drops:\n%s", m.content())
 	}
 	press(m, "down")
 	press(m, "enter")
-	if text := m.View(); !strings.Contains(text, "backends of default/b:dns") || !strings.Contains(text, "> [fd00::1]:53") || strings.Contains(text, "10.0.0.1") {
+	if text := m.content(); !strings.Contains(text, "backends of default/b:dns") || !strings.Contains(text, "> [fd00::1]:53") || strings.Contains(text, "10.0.0.1") {
 		t.Errorf("backends:\n%s", text)
 	}
 	press(m, "esc")
@@ -58,7 +58,7 @@ func TestTop(t *testing.T) {
 	}
 	m.Update(tea.WindowSizeMsg{Width: 80, Height: 5})
 	m.Update(looked{rows: topRows(30), at: start.Add(4 * time.Second)})
-	if n := strings.Count(m.View(), "default/"); n != 1 {
-		t.Errorf("%d lines on a screen of five:\n%s", n, m.View())
+	if n := strings.Count(m.content(), "default/"); n != 1 {
+		t.Errorf("%d lines on a screen of five:\n%s", n, m.content())
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	tea "github.com/charmbracelet/bubbletea"
+	tea "charm.land/bubbletea/v2"
 
 	"github.com/nodeproxy/nodeproxy/dataplane/view"
 )
@@ -70,7 +70,7 @@ func (m *topModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		return m, m.later()
 	case tea.WindowSizeMsg:
 		m.height = msg.Height
-	case tea.KeyMsg:
+	case tea.KeyPressMsg:
 		return m, m.key(msg.String())
 	}
 	return m, nil
@@ -152,8 +152,12 @@ func (m *topModel) lines() []topLine {
 // table is everything there is, for an output that is no terminal.
 func (m *topModel) table() string { return tableOf("SERVICE", m.lines(), -1) }
 
-// View implements tea.Model.
-func (m *topModel) View() string {
+// View implements tea.Model. What was on the screen comes back at the end.
+func (m *topModel) View() tea.View {
+	return tea.View{Content: m.content(), AltScreen: true}
+}
+
+func (m *topModel) content() string {
 	lines, what, head := m.lines(), "SERVICE", "nodeproxy top  "
 	if m.opened != "" {
 		what = "BACKEND"
@@ -166,5 +170,12 @@ func (m *topModel) View() string {
 		first = max(0, min(m.cursor-room/2, len(lines)-room))
 		lines = lines[first : first+room]
 	}
-	return head + "\n\n" + tableOf(what, lines, m.cursor-first) + "\n[enter] backends  [esc] back  [c]onnections [b]ytes [d]rops [n]ame  [q]uit"
+	keys, none := "[enter] backends", ""
+	if m.opened != "" {
+		keys = "[esc] back"
+		if len(lines) == 0 { // ebpf mode counts a backend from its first flow on
+			none = "  none has had a flow yet\n"
+		}
+	}
+	return head + "\n\n" + tableOf(what, lines, m.cursor-first) + none + "\n" + keys + "  [c]onnections [b]ytes [d]rops [n]ame  [q]uit"
 }

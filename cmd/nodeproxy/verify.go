@@ -18,17 +18,33 @@ import (
 func newVerifyCommand() *cobra.Command {
 	var a asking
 	var repair bool
+	var o runOptions
 	cmd := &cobra.Command{
 		Use:   "verify",
 		Short: "Compare what the kernel holds with what it should",
 		Long: `Compare what the kernel holds with what the agent last wrote there: rules and the jumps to
 them, or maps and attached programs. Each difference is printed; the exit status is 1 if
 there is any. The agent does the same each --sync-period and repairs what it finds; with
---repair it does so at once, and the exit status is that of a second look.`,
-		Example: "  nodeproxy verify\n  nodeproxy verify --repair\n  nodeproxy verify -o json",
-		Args:    cobra.NoArgs,
+--repair it does so at once, and the exit status is that of a second look.
+
+Where no agent answers, --source and the other flags of nodeproxy run say what the kernel
+should hold: give those that the agent had. Nothing is changed then.`,
+		Example: `  nodeproxy verify
+  nodeproxy verify --repair
+  nodeproxy verify -o json
+  nodeproxy verify --source file:/etc/nodeproxy/manifests --cluster-cidr 10.244.0.0/16   # without an agent`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			a.instance = o.instance
 			found, err := a.verify(cmd.Context())
+			mend := "nodeproxy verify --repair removes them at once"
+			if errors.Is(err, admin.ErrNoAgent) {
+				if repair {
+					return fmt.Errorf("%w, and it is the agent that repairs: start it, and its first sync does", err)
+				}
+				mend = "the first sync of an agent with these flags removes them"
+				found, err = a.verifyRemains(cmd, &o, err)
+			}
 			if err != nil {
 				return err
 			}
@@ -37,33 +53,35 @@ there is any. The agent does the same each --sync-period and repairs what it fin
 				return err
 			}
 			if !repair {
-				return fmt.Errorf("%d differences; nodeproxy verify --repair removes them at once", len(found))
+				return fmt.Errorf("%d differences; %s", len(found), mend)
 			}
-			if err := admin.Post(cmd.Context(), admin.Socket(a.instance), "/v1/repair"); err != nil {
-				return fmt.Errorf("repair: %w", err)
-			}
-			left, err := a.verify(cmd.Context())
-			if err == nil && len(left) > 0 {
-				err = fmt.Errorf("%d differences are still there after the repair; the first is %s", len(left), left[0])
-			}
-			if err == nil {
-				fmt.Fprintf(cmd.ErrOrStderr(), "repaired %d differences\n", len(found))
-			}
-			return err
+			return a.repair(cmd, len(found))
 		},
 	}
-	a.register(cmd)
+	registerRunFlags(cmd, &o)
+	a.registerOutput(cmd)
 	cmd.Flags().BoolVar(&repair, "repair", false, "make the agent repair at once what is found")
 	return cmd
 }
 
+// repair makes the agent repair what was found, and looks again.
+func (a *asking) repair(cmd *cobra.Command, found int) error {
+	if err := admin.Post(cmd.Context(), admin.Socket(a.instance), "/v1/repair"); err != nil {
+		return fmt.Errorf("repair: %w", err)
+	}
+	left, err := a.verify(cmd.Context())
+	if err == nil && len(left) > 0 {
+		err = fmt.Errorf("%d differences are still there after the repair; the first is %s", len(left), left[0])
+	}
+	if err == nil {
+		fmt.Fprintf(cmd.ErrOrStderr(), "repaired %d differences\n", found)
+	}
+	return err
+}
+
 func (a *asking) verify(ctx context.Context) ([]view.Difference, error) {
 	found := []view.Difference{}
-	err := admin.Get(ctx, admin.Socket(a.instance), "/v1/verify", nil, &found)
-	if errors.Is(err, admin.ErrNoAgent) {
-		err = fmt.Errorf("%w: without one nobody knows what the kernel should hold", err)
-	}
-	return found, err
+	return found, admin.Get(ctx, admin.Socket(a.instance), "/v1/verify", nil, &found)
 }
 
 func printDifferences(w io.Writer, found []view.Difference) {

@@ -33,8 +33,9 @@ func newWatchCommand() *cobra.Command {
 		Short: "Show flows as they are translated, rejected or dropped",
 		Long: `Show what becomes of new flows while it happens, and of packets that are dropped, with the
 reason, until interrupted. In ebpf mode the programs tell it, while somebody watches, up to
-2,000 events a second. In iptables mode translations are conntrack's events, and refusals
-are counted by the rules, once a second: who was refused is not known there.`,
+2,000 events a second. In iptables mode translations are conntrack's events, and the rules
+that refuse packets log them, while somebody watches, up to 100 a second each; what is
+beyond that, and all of it where no agent answers, is counted, once a second.`,
 		Example: `  nodeproxy watch
   nodeproxy watch --service default/web --from 10.244.1.0/24
   nodeproxy watch --drops --to 10.96.0.10:53 -o json`,

@@ -38,6 +38,9 @@ func findCgroup() (string, error) {
 // ErrNotSeen says that the socket programs do not see the agent's own calls.
 var ErrNotSeen = errors.New("socket programs do not see this process: wrong cgroup mount?")
 
+// noService is no id of a port of a Service: EVENT_NO_SERVICE of bpf/stats.h.
+const noService = ^uint32(0)
+
 // selfTest makes a socket call that the programs must refuse. It tells nothing,
 // and is left out, if the agent itself is not below the cgroup.
 func selfTest(path string, objs *objects) error {
@@ -45,7 +48,7 @@ func selfTest(path string, objs *objects) error {
 	if err != nil || own != path && !strings.HasPrefix(own, strings.TrimSuffix(path, "/")+"/") {
 		return err
 	}
-	// TEST-NET-1 and the discard port: nobody's Service.
+	// TEST-NET-1 and the discard port: nobody's Service, and counted as nobody's.
 	addr := netip.MustParseAddrPort("192.0.2.1:9")
 	key := bpfFrontendKey{Addr: mapAddr(addr.Addr()), Port: networkPort(addr.Port()), Proto: unix.IPPROTO_UDP}
 	no := uint8(bpfRouteROUTE_REJECT)
@@ -54,7 +57,7 @@ func selfTest(path string, objs *objects) error {
 		return fmt.Errorf("self-test: %w", err)
 	}
 	err = errors.Join(
-		objs.Frontends.Put(key, bpfFrontend{Route: [3]uint8{no, no, no}}),
+		objs.Frontends.Put(key, bpfFrontend{Service: noService, Route: [3]uint8{no, no, no}}),
 		objs.Ports.Put(uint32(addr.Port()), bits|uint32(bpfPortFlagPORT_UDP)))
 	_, dialed := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(addr))
 	err = errors.Join(err, objs.Frontends.Delete(key), objs.Ports.Put(uint32(addr.Port()), bits))

@@ -69,7 +69,7 @@ func (d *Dataplane) lostHooks() []lostHook {
 	p := pinsOf(&d.o)
 	if !d.o.PacketsOnly {
 		for _, name := range cgroupHooks {
-			if !isLinked(filepath.Join(p.links, "cgroup_"+name), func(i *link.Info) bool { return i.Cgroup() != nil && i.Cgroup().CgroupId != 0 }) {
+			if !p.hasCgroup(name) {
 				out = append(out, lostHook{"cgroup " + name, func() error { return d.attachSockets(p) }})
 			}
 		}
@@ -86,6 +86,11 @@ func (d *Dataplane) lostHooks() []lostHook {
 		}
 	}
 	return out
+}
+
+// hasCgroup tells whether a socket program of ours is on a cgroup.
+func (p pins) hasCgroup(hook string) bool {
+	return isLinked(filepath.Join(p.links, "cgroup_"+hook), func(i *link.Info) bool { return i.Cgroup() != nil && i.Cgroup().CgroupId != 0 })
 }
 
 // isAttached tells whether our program is on one side of an interface. One that

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -35,6 +36,12 @@ func NewReader(o Options) (*Reader, error) {
 
 // Reader returns a Reader of d's maps.
 func (d *Dataplane) Reader() *Reader { return &Reader{d.o} }
+
+// Sockets tells whether the programs that translate sockets are attached.
+func (r *Reader) Sockets() bool {
+	p := pinsOf(&r.o)
+	return !slices.ContainsFunc(cgroupHooks, func(hook string) bool { return !p.hasCgroup(hook) })
+}
 
 // open opens a pinned map.
 func (r *Reader) open(name string) (*ebpf.Map, error) {

@@ -66,23 +66,15 @@ func (i *interfaces) refresh() error {
 	if err != nil {
 		return err
 	}
-	bonds := map[int]bool{}
-	names := map[int]string{}
-	for _, l := range links {
-		bonds[l.Attrs().Index] = l.Type() == "bond" || l.Type() == "team"
-		names[l.Attrs().Index] = l.Attrs().Name
-	}
 	fast, err := uplinks(i.o, links)
 	if err != nil {
 		return err
 	}
+	chosen, names := i.chosen(links)
 	var errs []error
 	seen := map[int]bool{}
-	for _, l := range links {
+	for _, l := range chosen {
 		a := l.Attrs()
-		if !selected(i.o.Interfaces, a.Name) || bonds[a.MasterIndex] {
-			continue
-		}
 		seen[a.Index] = true
 		// The map first: programs look into it.
 		err := i.describe(l, names[a.MasterIndex], addrs)
@@ -103,6 +95,22 @@ func (i *interfaces) refresh() error {
 		}
 	}
 	return errors.Join(append(errs, i.forget(seen))...)
+}
+
+// chosen are the interfaces that get programs; names has those of all, by index.
+func (i *interfaces) chosen(links []netlink.Link) (out []netlink.Link, names map[int]string) {
+	bonds := map[int]bool{}
+	names = map[int]string{}
+	for _, l := range links {
+		bonds[l.Attrs().Index] = l.Type() == "bond" || l.Type() == "team"
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	for _, l := range links {
+		if a := l.Attrs(); selected(i.o.Interfaces, a.Name) && !bonds[a.MasterIndex] {
+			out = append(out, l)
+		}
+	}
+	return out, names
 }
 
 // isGone reports that an interface vanished between listing and use.

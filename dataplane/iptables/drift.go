@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/nodeproxy/nodeproxy/dataplane/view"
+	"github.com/nodeproxy/nodeproxy/service"
 )
 
 // Verify compares the rules in the kernel with those that it was last made to
@@ -16,16 +17,47 @@ func (d *Dataplane) Verify(ctx context.Context) ([]view.Difference, error) {
 		if fam == nil || fam.rules == nil {
 			continue
 		}
-		for _, table := range []struct {
-			name  string
-			rules *tableRules
-		}{{"nat", fam.rules.nat}, {"filter", fam.rules.filter}} {
-			drift, err := fam.drift(ctx, table.name, table.rules.sums, fam.rules.hooks())
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, drift.differences(fam.kernel.String()+" -t "+table.name)...)
+		found, err := fam.compare(ctx, fam.rules)
+		if err != nil {
+			return nil, err
 		}
+		out = append(out, found...)
+	}
+	return out, nil
+}
+
+// Compare compares the rules in the kernel with those that an agent with d's
+// options would make of a Table. It is for where no agent runs, and changes
+// nothing.
+func (d *Dataplane) Compare(ctx context.Context, table *service.Table) ([]view.Difference, error) {
+	var out []view.Difference
+	for f, fam := range d.families {
+		if fam == nil {
+			continue
+		}
+		rules := d.rulesOf(service.Family(f), table)
+		rules.flush()
+		found, err := fam.compare(ctx, rules)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, found...)
+	}
+	return out, nil
+}
+
+// compare tells in what a family's tables are not what rules say.
+func (fam *familyRules) compare(ctx context.Context, rules *ruleset) ([]view.Difference, error) {
+	var out []view.Difference
+	for _, table := range []struct {
+		name  string
+		rules *tableRules
+	}{{"nat", rules.nat}, {"filter", rules.filter}} {
+		drift, err := fam.drift(ctx, table.name, table.rules.sums, rules.hooks())
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, drift.differences(fam.kernel.String()+" -t "+table.name)...)
 	}
 	return out, nil
 }

@@ -327,16 +327,22 @@ func note[K comparable](m map[K]map[service.Protocol]string, k K, o owner) {
 
 // find returns the name of a Service's port.
 func (d *directory) find(to netip.AddrPort, p service.Protocol) (string, bool) {
+	e, ok := d.entrance(to, p)
+	return e.owner.name, ok
+}
+
+// entrance returns the frontend of a destination, as far as its key goes.
+func (d *directory) entrance(to netip.AddrPort, p service.Protocol) (entrance, bool) {
 	if name, ok := d.addresses[to][p]; ok {
-		return name, true
+		return entrance{owner: owner{name, p}, addr: to.Addr(), first: to.Port()}, true
 	}
 	for _, e := range d.spans {
 		if e.addr == to.Addr() && e.first <= to.Port() && to.Port() <= e.last && e.owner.protocol == p {
-			return e.owner.name, true
+			return e, true
 		}
 	}
 	name, ok := d.ports[to.Port()][p]
-	return name, ok
+	return entrance{owner: owner{name, p}, first: to.Port()}, ok
 }
 
 // Flows implements what nodeproxy get flows shows: the entries of conntrack

@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/nodeproxy/nodeproxy/service"
 )
@@ -102,6 +103,9 @@ func New(ctx context.Context, opts Options) (*Dataplane, error) {
 	return d, nil
 }
 
+// closePatience bounds the clean-up at the end.
+const closePatience = 10 * time.Second
+
 // Backend tells which back end is used.
 func (d *Dataplane) Backend() Backend { return d.backend }
 
@@ -109,8 +113,15 @@ func (d *Dataplane) Backend() Backend { return d.backend }
 // belongs to the goroutine that calls Sync.
 func (d *Dataplane) Unsupported() int { return len(d.warned) }
 
-// Close implements dataplane.Dataplane. There is nothing to release.
-func (d *Dataplane) Close() error { return nil }
+// Close implements dataplane.Dataplane. What is only there for who watches goes.
+func (d *Dataplane) Close() error {
+	if !d.settings.watched {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closePatience)
+	defer cancel()
+	return d.setWatched(ctx, false)
+}
 
 // tcpBeLiberal reports whether conntrack was told to track TCP segments
 // outside the window; INVALID then says little.

@@ -19,7 +19,12 @@ var testSettings = settings{markBit: 1 << DefaultMasqueradeBit, dropInvalid: tru
 // rulesOf compiles a Table and parses the text that iptables-restore would get.
 func rulesOf(tb testing.TB, table *service.Table, family service.Family) walk.Rules {
 	tb.Helper()
-	rs := newRuleset(family, &table.Node, testSettings)
+	return rulesWith(tb, table, family, testSettings)
+}
+
+func rulesWith(tb testing.TB, table *service.Table, family service.Family, s settings) walk.Rules {
+	tb.Helper()
+	rs := newRuleset(family, &table.Node, s)
 	for name, res := range table.Services {
 		rs.update(name, res)
 	}
@@ -78,6 +83,64 @@ func tableOfState(cfg service.Config, c service.Changes) *service.Table {
 	r := service.NewResolver(cfg)
 	r.Apply(c)
 	return r.Table()
+}
+
+// checkLogged wants what is refused to be logged once, with the reason, and
+// nothing else.
+func checkLogged(table *service.Table, rules walk.Rules, p service.Packet) error {
+	got, err := rules.Walk(walk.Packet{
+		Source: p.Source, Destination: p.Destination, Protocol: uint8(p.Protocol), Interface: p.Interface,
+	}, walk.Node{Local: table.Node.IsLocal})
+	if err != nil {
+		return err
+	}
+	want, why := "", table.Judge(p)
+	switch {
+	case !why.Matched || why.Route.Action == service.Translate:
+	case why.Frontend == nil:
+		want = "nodeproxy unknown_port"
+	case why.Blocked:
+		want = "nodeproxy source_range"
+	case why.Route.Action == service.Reject:
+		want = "nodeproxy no_endpoints"
+	default:
+		want = "nodeproxy policy"
+	}
+	for _, g := range got {
+		if g.Logged != want {
+			return fmt.Errorf("logged %q, want %q", g.Logged, want)
+		}
+	}
+	return nil
+}
+
+// While somebody watches, rules mean the same, and log what they refuse.
+func TestWatchedRulesMeanTheSame(t *testing.T) {
+	watched := testSettings
+	watched.watched = true
+	seen := map[string]int{}
+	for seed := range uint64(400) {
+		gen := synth.NewRandom(seed)
+		table := tableOfState(gen.Config(), gen.Cluster(1+int(seed%12)))
+		rules := [2]walk.Rules{rulesWith(t, table, service.IPv4, watched), rulesWith(t, table, service.IPv6, watched)}
+		plain := [2]walk.Rules{rulesOf(t, table, service.IPv4), rulesOf(t, table, service.IPv6)}
+		for _, p := range synth.Sample(seed, synth.Packets(rand.New(rand.NewPCG(seed, 2)), table), 150) {
+			family := service.FamilyOf(p.Destination.Addr())
+			if p.Destination.Addr().IsLoopback() {
+				continue // not served by netfilter
+			}
+			out, err := plain[family].Walk(walk.Packet{Source: p.Source, Destination: p.Destination, Protocol: uint8(p.Protocol), Interface: p.Interface}, walk.Node{Local: table.Node.IsLocal})
+			if err != nil || out[0].Logged != "" {
+				t.Fatalf("seed %d: nobody watches: %v, %+v", seed, err, out)
+			}
+			if err := cmp.Or(checkPacket(table, rules[family], p), checkLogged(table, rules[family], p)); err != nil {
+				t.Fatalf("seed %d: %v from %v (in %q) to %v: %v\n%+v", seed, p.Protocol, p.Source, p.Interface, p.Destination, err, table.Node)
+			}
+			o := table.Judge(p)
+			seen[fmt.Sprint(o.Route.Action, o.Blocked, o.Frontend == nil)]++
+		}
+	}
+	t.Log(seen)
 }
 
 func TestRulesMeanWhatTheTableSays(t *testing.T) {

@@ -19,15 +19,15 @@ type portCompiler struct {
 	pods    service.PodDetector
 	mark    uint32
 	comment string
-	// chainComments is that of settings.
-	chainComments bool
-	out           portRules
-	shared        [2]bool // lists that more than one chain refers to
+	// chainComments and watched are those of settings.
+	chainComments, watched bool
+	out                    portRules
+	shared                 [2]bool // lists that more than one chain refers to
 }
 
 func compilePort(sp *service.ServicePort, pods service.PodDetector, s settings) portRules {
 	c := &portCompiler{
-		sp: sp, pods: pods, mark: s.markBit, comment: sp.Name.String(), chainComments: s.chainComments,
+		sp: sp, pods: pods, mark: s.markBit, comment: sp.Name.String(), chainComments: s.chainComments, watched: s.watched,
 		out: portRules{nat: map[string][]string{}, filter: map[string][]string{}},
 	}
 	c.findShared()
@@ -80,11 +80,11 @@ func (c *portCompiler) frontend(f *service.Frontend) {
 			c.out.addresses = append(c.out.addresses, e)
 		}
 	}
-	target := c.closing(f)
+	target, why := c.closing(f)
 	if target == "" {
 		return
 	}
-	e := entry{key: k, match: match, comment: name, target: target}
+	e := entry{key: k, match: match, comment: name, target: target, log: c.logged(why)}
 	if f.Kind == service.NodePort {
 		c.out.closedPorts = append(c.out.closedPorts, e)
 	} else {
@@ -127,17 +127,18 @@ func (c *portCompiler) policy(f *service.Frontend) string {
 	}
 	lb := portChain(chainLB, c.sp)
 	if _, done := c.out.nat[lb]; !done {
-		c.out.nat[lb] = c.sources(c.out.nat, lb, f, " -j "+chain)
+		c.out.nat[lb] = c.sources(c.out.nat, lb, entry{target: "-j " + chain}, f)
 	}
 	return lb
 }
 
-// sources renders rules that send packets from a frontend's source ranges to
-// target; all others fall through.
-func (c *portCompiler) sources(chains map[string][]string, owner string, f *service.Frontend, target string) []string {
+// sources renders rules that do to packets from a frontend's source ranges what
+// an entry says; all others fall through.
+func (c *portCompiler) sources(chains map[string][]string, owner string, e entry, f *service.Frontend) []string {
 	t := newTree("-s", sourceLevels, sourceChain(owner))
 	for _, r := range f.SourceRanges {
-		t.set(entry{key: prefixKey(r), target: target[1:]})
+		e.key = prefixKey(r)
+		t.set(e)
 	}
 	t.flush(func(chain string, rules []string) {
 		if rules != nil {
@@ -239,21 +240,44 @@ func (c *portCompiler) listChain(list service.List) string {
 }
 
 // closing returns the target that meets packets which no rule has translated,
-// or "" where every packet is.
-func (c *portCompiler) closing(f *service.Frontend) string {
+// or "" where every packet is, and why they are refused there, if that is one
+// reason.
+func (c *portCompiler) closing(f *service.Frontend) (target string, why refusal) {
 	rejects := anyRoute(f, c.pods.Enabled(), func(r service.Route) bool { return r.Action == service.Reject })
-	drops := f.Filtered || anyRoute(f, c.pods.Enabled(), func(r service.Route) bool { return r.Action == service.Drop })
+	drops := anyRoute(f, c.pods.Enabled(), func(r service.Route) bool { return r.Action == service.Drop })
 	switch {
 	case rejects && f.Filtered: // a source outside the ranges learns nothing
-		fw := portChain(chainFw, c.sp)
-		c.out.filter[fw] = append(c.sources(c.out.filter, fw, f, " "+c.reject(true)), " -j DROP")
-		return "-j " + fw
+		return c.firewall(f, entry{target: c.reject(true), log: c.logged(noEndpoints)}), 0
+	case drops && f.Filtered && c.watched: // the same drop for two reasons
+		return c.firewall(f, entry{target: "-j DROP", log: c.logged(policy)}), 0
 	case rejects:
-		return c.reject(false)
+		return c.reject(false), noEndpoints
+	case f.Filtered && !drops:
+		return "-j DROP", sourceRange
 	case drops:
-		return "-j DROP"
+		return "-j DROP", policy
 	}
-	return ""
+	return "", 0
+}
+
+// firewall returns what leads to a chain that does to packets from inside the
+// source ranges what an entry says, and drops all others.
+func (c *portCompiler) firewall(f *service.Frontend, inside entry) string {
+	fw := portChain(chainFw, c.sp)
+	rules := c.sources(c.out.filter, fw, inside, f)
+	if log := c.logged(sourceRange); log != 0 {
+		rules = append(rules, log.rule())
+	}
+	c.out.filter[fw] = append(rules, " -j DROP")
+	return "-j " + fw
+}
+
+// logged is a refusal if somebody watches.
+func (c *portCompiler) logged(why refusal) refusal {
+	if !c.watched {
+		return 0
+	}
+	return why
 }
 
 // reject returns the target that refuses a packet at once. For TCP that is a

@@ -19,6 +19,7 @@ type settings struct {
 	// on the rule that leads there.
 	chainComments bool
 	ping          bool // answer pings of addresses that only Services have
+	watched       bool // rules that refuse packets log them, for who watches
 }
 
 // ruleset is the wanted rules of one family and how they follow from a Table,
@@ -64,12 +65,42 @@ func newRuleset(family service.Family, facts *service.NodeFacts, s settings) *ru
 		owned:    map[netip.Addr]int{},
 	}
 	r.filter.put(chainForward, r.forwardChain())
-	// TCP gets a reset, see portCompiler.reject.
-	r.filter.put(chainUnknown, []string{" -p tcp -j REJECT --reject-with tcp-reset", " -j REJECT"})
+	r.filter.put(chainUnknown, r.unknownChain())
 	for chain, rules := range r.fixedChains() {
 		r.nat.put(chain, rules)
 	}
 	return r
+}
+
+// unknownChain refuses. TCP gets a reset, see portCompiler.reject.
+func (r *ruleset) unknownChain() []string {
+	rules := []string{" -p tcp -j REJECT --reject-with tcp-reset", " -j REJECT"}
+	if r.watched {
+		rules = slices.Insert(rules, 0, unknownPort.rule())
+	}
+	return rules
+}
+
+// setWatched makes the rules that refuse packets log them, or not any more.
+// Nothing else changes.
+func (r *ruleset) setWatched(on bool) {
+	if r.watched == on {
+		return
+	}
+	before := map[service.Name]portRules{}
+	for name, res := range r.services {
+		if rules := r.compile(res); len(rules.closed)+len(rules.closedPorts) > 0 {
+			before[name] = rules
+		}
+	}
+	r.watched = on
+	for name, rules := range before {
+		after := r.compile(r.services[name])
+		r.filter.addresses.replace(rules.closed, after.closed)
+		r.filter.ports.replace(rules.closedPorts, after.closedPorts)
+		r.filter.replace(rules.filter, after.filter)
+	}
+	r.filter.put(chainUnknown, r.unknownChain())
 }
 
 // update makes the rules of one Service say what next says; nil removes it.

@@ -80,7 +80,11 @@ func TestPartialUpdatesEqualAFreshStart(t *testing.T) {
 				grown.update(name, table.Services[name])
 			}
 			kernel.apply(t, grown.flush())
-			fresh := newRuleset(service.IPv4, &table.Node, testSettings)
+			settings := testSettings
+			settings.watched = rng.IntN(4) == 0 // somebody begins to watch, or ends
+			grown.setWatched(settings.watched)
+			kernel.apply(t, grown.flush())
+			fresh := newRuleset(service.IPv4, &table.Node, settings)
 			for name, res := range table.Services {
 				fresh.update(name, res)
 			}

@@ -47,13 +47,7 @@ func (fam *familyRules) syncAll(ctx context.Context, d *Dataplane, f service.Fam
 			return err
 		}
 	}
-	facts := table.Node
-	s := d.settings
-	s.chainComments = len(table.Services) <= manyServices
-	rules := newRuleset(f, &facts, s)
-	for name, res := range table.Services {
-		rules.update(name, res)
-	}
+	rules := d.rulesOf(f, table)
 	all := rules.flush()
 	nat, err := fam.drift(ctx, "nat", rules.nat.sums, rules.hooks())
 	if err != nil {
@@ -72,7 +66,19 @@ func (fam *familyRules) syncAll(ctx context.Context, d *Dataplane, f service.Fam
 			"chains", nat.size()-len(nat.jumps)+filter.size()-len(filter.jumps), "jumps", len(nat.jumps)+len(filter.jumps))
 	}
 	fam.rules, fam.unsure = rules, false
-	return d.forgetUDP(ctx, f, &facts, before, after)
+	return d.forgetUDP(ctx, f, rules.facts, before, after)
+}
+
+// rulesOf renders a whole Table for a family.
+func (d *Dataplane) rulesOf(f service.Family, table *service.Table) *ruleset {
+	facts := table.Node
+	s := d.settings
+	s.chainComments = len(table.Services) <= manyServices
+	rules := newRuleset(f, &facts, s)
+	for name, res := range table.Services {
+		rules.update(name, res)
+	}
+	return rules
 }
 
 // differences returns the Services in which a Table differs from the rules, as

@@ -51,9 +51,10 @@ type node struct {
 // entry leads packets that match key to target.
 type entry struct {
 	key     key
-	match   string // what is compared besides the key
-	comment string // names the Service
-	target  string // what follows the match: "-j CHAIN", perhaps with options
+	match   string  // what is compared besides the key
+	comment string  // names the Service
+	target  string  // what follows the match: "-j CHAIN", perhaps with options
+	log     refusal // tell who watches of packets that are refused here; 0 for nobody
 }
 
 func newTree(flag string, levels int, name func(key) string) *tree {
@@ -310,7 +311,11 @@ func (t *tree) render(n *node) []string {
 		}
 	}
 	for _, e := range n.entries {
-		rules = append(rules, e.key.match(t.flag, known)+e.match+comment(e.comment)+" "+e.target)
+		match := e.key.match(t.flag, known) + e.match
+		if e.log != 0 {
+			rules = append(rules, match+e.log.rule())
+		}
+		rules = append(rules, match+comment(e.comment)+" "+e.target)
 	}
 	return rules
 }

@@ -42,6 +42,13 @@ func (l *Dataplane) Close() error {
 	return errors.Join(l.relays.Close(), l.Dataplane.Close())
 }
 
+// Relays tells whether packets of a protocol to node ports on loopback are
+// relayed, not translated by the mode, and why the relay of this node port does
+// not listen, if it should. It belongs to the goroutine that calls Sync.
+func (l *Dataplane) Relays(f service.Family, p service.Protocol, port uint16) (relays bool, failed string) {
+	return slices.Contains(l.protocols, p), l.failed[key{Family: f, Protocol: p, Port: port}]
+}
+
 // Unsupported counts the Services of which the mode does not do a part.
 func (l *Dataplane) Unsupported() int {
 	if d, ok := l.Dataplane.(interface{ Unsupported() int }); ok {

@@ -33,6 +33,7 @@ type target struct {
 	name       string
 	to         netip.AddrPort // DNAT; with port 0, the port stays
 	value, bit uint32         // MARK: cleared bits, then flipped ones
+	prefix     string         // NFLOG
 }
 
 // Parse reads what iptables-save prints, or an iptables-restore input.
@@ -156,8 +157,11 @@ func (a *arguments) option(option string, t *target) (match, error) {
 		return nil, knownMatch(a.next())
 	case "--comment":
 		a.next()
-	case "--mask", "--seconds", "--to-ports", "--icmp-type", "--icmpv6-type": // types: no packet here is of ICMP
+	case "--mask", "--seconds", "--to-ports", "--icmp-type", "--icmpv6-type", // types: no packet here is of ICMP
+		"--limit", "--limit-burst", "--nflog-group", "--nflog-size": // a limit is on logs alone
 		a.next()
+	case "--nflog-prefix":
+		t.prefix = a.next()
 	case "--rsource", "--reap", "--random-fully":
 	case "-j", "-g":
 		t.name = a.next()
@@ -203,7 +207,7 @@ func (a *arguments) option(option string, t *target) (match, error) {
 }
 
 func knownMatch(name string) error {
-	return oneOf(name, "comment", "tcp", "udp", "sctp", "mark", "addrtype", "conntrack", "statistic", "bpf", "recent", "icmp", "icmp6")
+	return oneOf(name, "comment", "tcp", "udp", "sctp", "mark", "addrtype", "conntrack", "statistic", "bpf", "recent", "icmp", "icmp6", "limit")
 }
 
 func oneOf(word string, known ...string) error {

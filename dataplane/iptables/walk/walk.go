@@ -37,6 +37,8 @@ type Outcome struct {
 	Destination netip.AddrPort
 	Translated  bool
 	Masquerade  bool
+	// Logged is what the rules logged of the packet on the way: prefixes.
+	Logged string
 	// Probability of this outcome.
 	Probability float64
 	// Compared is the number of rules that the packet was compared with, the
@@ -70,7 +72,7 @@ func (r Rules) Walk(p Packet, node Node) ([]Outcome, error) {
 func merge(all []Outcome, o Outcome) []Outcome {
 	for i := range all {
 		if a := &all[i]; a.Verdict == o.Verdict && a.Destination == o.Destination &&
-			a.Translated == o.Translated && a.Masquerade == o.Masquerade {
+			a.Translated == o.Translated && a.Masquerade == o.Masquerade && a.Logged == o.Logged {
 			a.Probability += o.Probability
 			a.Compared = max(a.Compared, o.Compared)
 			return all
@@ -88,6 +90,7 @@ type walker struct {
 	translated  bool
 	masquerade  bool
 	verdict     string
+	logged      string
 	tosses      []bool // forced ones, then those made
 	used        int
 	probability float64
@@ -112,7 +115,7 @@ func (w *walker) toss(p float64) bool {
 func (w *walker) outcome() Outcome {
 	return Outcome{
 		Verdict: w.verdict, Destination: w.packet.Destination, Translated: w.translated,
-		Masquerade: w.masquerade, Probability: w.probability, Compared: w.compared,
+		Masquerade: w.masquerade, Logged: w.logged, Probability: w.probability, Compared: w.compared,
 	}
 }
 
@@ -161,6 +164,8 @@ func (w *walker) chain(table, name string, depth int) (bool, error) {
 		}
 		switch t := rules[i].target; t.name {
 		case "":
+		case "NFLOG":
+			w.logged += t.prefix
 		case "RETURN":
 			return false, nil
 		case "ACCEPT", "DROP", "REJECT":
