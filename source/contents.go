@@ -8,78 +8,123 @@ import (
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
-// contents is what all files hold together, by name. Objects that did not change
-// between two are the same in memory.
+// contents is what a file holds, by name. Objects that did not change between
+// two readings are the same in memory.
 type contents struct {
 	services map[service.Name]*service.Service
 	slices   map[service.Name]*service.EndpointSlice
 	nodes    map[string]*service.Node
 }
 
-// joined joins files. Of an object that is in two of them, the one in the file
-// that sorts first counts.
-func joined(files map[string]*file, twice func(object any, second string)) contents {
-	m := contents{map[service.Name]*service.Service{}, map[service.Name]*service.EndpointSlice{}, map[string]*service.Node{}}
-	for _, name := range slices.Sorted(maps.Keys(files)) {
-		good := files[name].good
-		twice := func(object any) { twice(object, name) }
-		addFirst(m.services, good.services, func(s *service.Service) service.Name { return s.Name }, twice)
-		addFirst(m.slices, good.slices, func(s *service.EndpointSlice) service.Name { return s.Name }, twice)
-		addFirst(m.nodes, good.nodes, func(n *service.Node) string { return n.Name }, twice)
+// contentsOf returns what was decoded by name, with the objects of before, which
+// may be nil, in place of those that are equal: nobody has to compare them again,
+// or to hold both. Of an object that is there twice, the first counts.
+func contentsOf(o *objects, before *contents, twice func(object any)) *contents {
+	if before == nil {
+		before = &contents{}
 	}
-	return m
+	return &contents{
+		byName(o.services, before.services, func(s *service.Service) service.Name { return s.Name }, twice),
+		byName(o.slices, before.slices, func(s *service.EndpointSlice) service.Name { return s.Name }, twice),
+		byName(o.nodes, before.nodes, func(n *service.Node) string { return n.Name }, twice),
+	}
 }
 
-func addFirst[K comparable, V any](to map[K]*V, objects []*V, nameOf func(*V) K, twice func(any)) {
+func byName[K comparable, V any](objects []*V, before map[K]*V, nameOf func(*V) K, twice func(any)) map[K]*V {
+	out := make(map[K]*V, len(objects))
 	for _, o := range objects {
 		key := nameOf(o)
-		if _, dup := to[key]; dup {
+		if _, dup := out[key]; dup {
 			twice(key)
 			continue
 		}
-		to[key] = o
+		if was := before[key]; was != nil && reflect.DeepEqual(was, o) {
+			o = was
+		}
+		out[key] = o
 	}
+	return out
 }
 
-// since returns what is to be said to somebody who knows before.
-func (m contents) since(before contents) service.Changes {
+// fileSet is what each file holds, by its path. Of an object that is in two
+// files, the one in the file that sorts first counts.
+type fileSet map[string]*contents
+
+// since returns what is to be said to somebody who knows before. It looks only
+// at files that are not the same in both, so that its time does not grow with
+// what did not change.
+func (now fileSet) since(before fileSet, twice func(object any, second string)) service.Changes {
+	var changed []string
+	for name := range now {
+		if before[name] != now[name] {
+			changed = append(changed, name)
+		}
+	}
+	for name := range before {
+		if now[name] == nil {
+			changed = append(changed, name)
+		}
+	}
+	d := difference{changed, now.sorted(), before.sorted(), twice}
 	var c service.Changes
-	c.Services, c.DeletedServices = differing(m.services, before.services)
-	c.EndpointSlices, c.DeletedEndpointSlices = differing(m.slices, before.slices)
-	c.Nodes, c.DeletedNodes = differing(m.nodes, before.nodes)
+	c.Services, c.DeletedServices = differing(d, now, before, func(c *contents) map[service.Name]*service.Service { return c.services })
+	c.EndpointSlices, c.DeletedEndpointSlices = differing(d, now, before, func(c *contents) map[service.Name]*service.EndpointSlice { return c.slices })
+	c.Nodes, c.DeletedNodes = differing(d, now, before, func(c *contents) map[string]*service.Node { return c.nodes })
 	return c
 }
 
-func differing[K comparable, V any](now, before map[K]*V) (set []*V, gone []K) {
-	for key, o := range now {
-		if before[key] != o {
-			set = append(set, o)
+func (f fileSet) sorted() []string { return slices.Sorted(maps.Keys(f)) }
+
+// difference names the files of which something may differ, and all, sorted.
+type difference struct {
+	changed, now, before []string
+	twice                func(object any, second string)
+}
+
+func differing[K comparable, V any](d difference, now, before fileSet, of func(*contents) map[K]*V) (set []*V, gone []K) {
+	touched := map[K]struct{}{}
+	for _, name := range d.changed {
+		var is, was map[K]*V
+		if c := now[name]; c != nil {
+			is = of(c)
+		}
+		if c := before[name]; c != nil {
+			was = of(c)
+		}
+		for key, o := range is {
+			if was[key] != o {
+				touched[key] = struct{}{}
+			}
+		}
+		for key := range was {
+			if is[key] == nil {
+				touched[key] = struct{}{}
+			}
 		}
 	}
-	for key := range before {
-		if _, ok := now[key]; !ok {
+	for key := range touched {
+		is := first(now, d.now, key, of, d.twice)
+		switch was := first(before, d.before, key, of, nil); {
+		case is == nil && was != nil:
 			gone = append(gone, key)
+		case is != was:
+			set = append(set, is)
 		}
 	}
 	return set, gone
 }
 
-// keepEqual puts the object of before in the place of each one that is equal, so
-// that nobody has to compare them again, or to hold both.
-func (o *objects) keepEqual(before *objects) {
-	keepEqual(o.services, before.services, func(s *service.Service) service.Name { return s.Name })
-	keepEqual(o.slices, before.slices, func(s *service.EndpointSlice) service.Name { return s.Name })
-	keepEqual(o.nodes, before.nodes, func(n *service.Node) string { return n.Name })
-}
-
-func keepEqual[K comparable, V any](now, before []*V, nameOf func(*V) K) {
-	old := make(map[K]*V, len(before))
-	for _, o := range before {
-		old[nameOf(o)] = o
-	}
-	for i, o := range now {
-		if was := old[nameOf(o)]; was != nil && reflect.DeepEqual(was, o) {
-			now[i] = was
+// first returns the object that counts, or nil.
+func first[K comparable, V any](files fileSet, names []string, key K, of func(*contents) map[K]*V, twice func(object any, second string)) (found *V) {
+	for _, name := range names {
+		o := of(files[name])[key]
+		switch {
+		case o == nil:
+		case found == nil:
+			found = o
+		case twice != nil:
+			twice(key, name)
 		}
 	}
+	return found
 }

@@ -46,15 +46,15 @@ type File struct {
 	files map[string]*file
 	begun bool            // something was handed on
 	twice map[string]bool // what was said of objects that are in two files
-	given contents        // what was handed on
+	given fileSet         // what was handed on
 }
 
 // file is what is known of one file.
 type file struct {
 	stamp    stamp
-	good     *objects // last readable content; nil if there never was any
-	complain string   // what is wrong now; empty if nothing is
-	warned   string   // warnings that were logged
+	good     *contents // last readable content; nil if there never was any
+	complain string    // what is wrong now; empty if nothing is
+	warned   string    // warnings that were logged
 }
 
 // stamp changes when a file is written or replaced.
@@ -99,8 +99,11 @@ func (f *File) Run(ctx context.Context, emit func(service.Changes)) error {
 
 // hand tells emit what differs from what it was told before.
 func (f *File) hand(emit func(service.Changes)) {
-	now := joined(f.files, f.sayTwice)
-	c := now.since(f.given)
+	now := fileSet{}
+	for name, known := range f.files {
+		now[name] = known.good
+	}
+	c := now.since(f.given, f.sayTwice)
 	c.Complete = !f.begun
 	f.begun, f.given = true, now
 	emit(c)
@@ -240,10 +243,7 @@ func (f *File) read(name string) bool {
 		known.complain = ""
 	}
 	f.report(name, known, next)
-	if known.good != nil {
-		next.keepEqual(known.good)
-	}
-	known.good = next
+	known.good = contentsOf(next, known.good, func(object any) { f.sayTwice(object, name) })
 	return true
 }
 

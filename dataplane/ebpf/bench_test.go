@@ -72,14 +72,20 @@ func runTime(b *testing.B, p *ebpf.Program) time.Duration {
 	return s.Runtime
 }
 
-// BenchmarkSync measures a full sync of 10,000 Services of 5 endpoints into the
-// kernel, and one changed endpoint beside them.
+// BenchmarkSync measures full syncs into the kernel, and one changed endpoint
+// beside them.
 func BenchmarkSync(b *testing.B) {
+	for _, size := range [][2]int{{10_000, 5}, {50_000, 1}, {50_000, 5}} {
+		b.Run(fmt.Sprintf("%dx%d", size[0], size[1]), func(b *testing.B) { benchmarkSync(b, size[0], size[1]) })
+	}
+}
+
+func benchmarkSync(b *testing.B, services, endpoints int) {
 	n := newTestNet(b)
 	var specs []serviceSpec
-	for i := range 10000 {
+	for i := range services {
 		s := serviceSpec{name: fmt.Sprint("s", i), vip: fmt.Sprintf("10.96.%d.%d", i/250, i%250)}
-		for e := range 5 {
+		for e := range endpoints {
 			s.cluster = append(s.cluster, fmt.Sprintf("10.%d.%d.%d:8080", 100+e, i/250, i%250))
 		}
 		specs = append(specs, s)
@@ -104,7 +110,7 @@ func BenchmarkSync(b *testing.B) {
 	b.ResetTimer()
 	for i := range b.N {
 		s := specs[i%len(specs)]
-		s.cluster = s.cluster[:4+i%2]
+		s.cluster = s.cluster[:max(0, endpoints-1)+i%2]
 		r := s.resolve()
 		table.Services[r.Name] = r
 		if err := d.Sync(b.Context(), table, []service.Name{r.Name}); err != nil {

@@ -278,3 +278,16 @@ func nodeAddress(local []netip.Addr, primary netip.Addr) netip.Addr {
 func sortedKeys[K comparable, V any](m map[K]V, cmp func(a, b K) int) []K {
 	return slices.SortedFunc(maps.Keys(m), cmp)
 }
+
+// keysMissing are the keys under which m has another value than in, or one that
+// in has not, sorted. Most that is compared is the same: only the rest is sorted.
+func keysMissing[K, V comparable](m, in map[K]V, cmp func(a, b K) int) []K {
+	var out []K
+	for k, v := range m {
+		if got, ok := in[k]; !ok || got != v {
+			out = append(out, k)
+		}
+	}
+	slices.SortFunc(out, cmp)
+	return out
+}

@@ -379,16 +379,14 @@ func (p *planner) wantAddress(a bpfAddr) uint32 {
 }
 
 func appendPuts[K, V comparable](w []write, m mapID, want, kernel map[K]V, cmp func(a, b K) int) []write {
-	for _, k := range sortedKeys(want, cmp) {
-		if got, ok := kernel[k]; !ok || got != want[k] {
-			w = append(w, write{m, k, want[k]})
-		}
+	for _, k := range keysMissing(want, kernel, cmp) {
+		w = append(w, write{m, k, want[k]})
 	}
 	return w
 }
 
 func appendDeletes[K, V comparable](w []write, m mapID, old, want, kernel map[K]V, cmp func(a, b K) int) []write {
-	for _, k := range sortedKeys(old, cmp) {
+	for _, k := range keysMissing(old, want, cmp) {
 		if _, ok := want[k]; ok {
 			continue
 		}
@@ -441,16 +439,45 @@ func put[K comparable, V any](m map[K]V, k K, v any) {
 
 // carryOut makes the writes in order and stops at the first that fails.
 func (p *planner) carryOut(ctx context.Context, to writer, writes []write) error {
-	for i, w := range writes {
-		if i%1024 == 0 && ctx.Err() != nil {
+	for done := 0; done < len(writes); {
+		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if err := to.write(w); err != nil {
-			return fmt.Errorf("map %s: write %d of %d: %w", w.m, i+1, len(writes), err)
+		n, err := writeNext(to, writes[done:])
+		for _, w := range writes[done : done+n] {
+			p.kernel.took(w)
 		}
-		p.kernel.took(w)
+		if done += n; err != nil {
+			return fmt.Errorf("map %s: write %d of %d: %w", writes[done].m, done+1, len(writes), err)
+		}
 	}
 	return nil
+}
+
+// minBatch is from how many writes on one call for all of them is worth its
+// preparation, and maxBatch bounds how long one takes.
+const minBatch, maxBatch = 16, 4096
+
+// batcher is a writer that takes many values for one map at once, and says how
+// many of them it has written, in order.
+type batcher interface {
+	putAll(m mapID, puts []write) (int, error)
+}
+
+// writeNext carries out the first of some writes, or several that put values in
+// one map, and returns how many.
+func writeNext(to writer, writes []write) (int, error) {
+	n := 0
+	for n < min(len(writes), maxBatch) && writes[n].m == writes[0].m && writes[n].value != nil {
+		n++
+	}
+	if b, ok := to.(batcher); ok && n >= minBatch {
+		return b.putAll(writes[0].m, writes[:n])
+	}
+	if err := to.write(writes[0]); err != nil {
+		return 0, err
+	}
+	return 1, nil
 }
 
 func compareAddrs(a, b bpfAddr) int {

@@ -169,18 +169,16 @@ func compareMaps[K, V comparable](out *[]view.Difference, m mapID, want, is map[
 	say := func(k K, problem string) {
 		*out = append(*out, view.Difference{Where: "map " + m.String(), What: what(k), Problem: problem})
 	}
-	for _, k := range sortedKeys(want, order) {
-		got, ok := is[k]
-		switch {
-		case !ok:
+	for _, k := range keysMissing(want, is, order) {
+		if got, ok := is[k]; !ok {
 			say(k, view.Missing)
-		case got != want[k]:
+		} else {
 			say(k, view.Different)
 			d := &(*out)[len(*out)-1]
 			d.Has, d.Wants = valueText(got), valueText(want[k])
 		}
 	}
-	for _, k := range sortedKeys(is, order) {
+	for _, k := range keysMissing(is, want, order) {
 		if _, ok := want[k]; !ok {
 			say(k, view.Unwanted)
 		}

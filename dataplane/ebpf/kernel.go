@@ -45,6 +45,45 @@ func (k *kernelMaps) write(w write) error {
 	return err
 }
 
+// putAll implements [batcher]. It is a fraction of what as many calls cost.
+func (k *kernelMaps) putAll(m mapID, puts []write) (n int, err error) {
+	to := k.maps[m]
+	switch m {
+	case mapFrontends:
+		n, err = putMany[bpfFrontendKey, bpfFrontend](to, puts)
+	case mapBackends:
+		n, err = putMany[bpfBackendKey, bpfBackend](to, puts)
+	case mapMembers:
+		n, err = putMany[bpfMemberKey, uint32](to, puts)
+	case mapAddresses:
+		n, err = putMany[bpfAddr, uint32](to, puts)
+	case mapPorts:
+		n, err = putMany[uint32, uint32](to, puts)
+	case mapServices:
+		n, err = putMany[uint32, bpfService](to, puts)
+	case mapNames:
+		n, err = putManyAs[uint32](to, puts, func(w write) bpfServiceName { return nameValue(w.value.(string)) })
+	default: // few
+		return 1, k.write(puts[0])
+	}
+	if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) {
+		err = fmt.Errorf("%w: it has %d entries: %w", ErrMapFull, to.MaxEntries(), err)
+	}
+	return n, err
+}
+
+func putMany[K, V any](m *ebpf.Map, puts []write) (int, error) {
+	return putManyAs[K](m, puts, func(w write) V { return w.value.(V) })
+}
+
+func putManyAs[K, V any](m *ebpf.Map, puts []write, valueOf func(write) V) (int, error) {
+	keys, values := make([]K, len(puts)), make([]V, len(puts))
+	for i, w := range puts {
+		keys[i], values[i] = w.key.(K), valueOf(w)
+	}
+	return m.BatchUpdate(keys, values, nil)
+}
+
 // read returns what the kernel's maps hold.
 func (k *kernelMaps) read() (*contents, error) {
 	c := newContents()
@@ -73,17 +112,23 @@ func (k *kernelMaps) read() (*contents, error) {
 	return c, nil
 }
 
+// readMap reads a map in large pieces.
 func readMap[K comparable, V any](m *ebpf.Map, into map[K]V) error {
-	var key K
-	var value V
-	it := m.Iterate()
-	for it.Next(&key, &value) {
-		into[key] = value
+	const batch = 4096
+	keys, values := make([]K, batch), make([]V, batch)
+	var cursor ebpf.MapBatchCursor
+	for {
+		n, err := m.BatchLookup(&cursor, keys, values, nil)
+		for i := range n {
+			into[keys[i]] = values[i]
+		}
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("map %s: read: %w", m, err)
+		}
 	}
-	if err := it.Err(); err != nil {
-		return fmt.Errorf("map %s: read: %w", m, err)
-	}
-	return nil
 }
 
 // readArray reads an array in large pieces and leaves zeros out.
