@@ -137,3 +137,46 @@ func BenchmarkCost(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkNoService asks what traffic that is no Service's pays. All is in one
+// network, without the agent, with it and without it again in each round: between
+// two networks, alike as they are, speed differs by more than that. The ratio of
+// the two measurements without it says how much is noise.
+func BenchmarkNoService(b *testing.B) {
+	n := newTestNet(b)
+	n.sink(b, "9000")
+	o := Options{PinRoot: bpffs(b) + "/nodeproxy", CgroupPath: cgroup(b), Sizes: Sizes{Flows: 131072}}
+	serving := func(measure func() float64) float64 {
+		var d *Dataplane
+		in(b, n.node, func() (err error) {
+			d, err = New(o)
+			return err
+		})
+		syncAll(b, d, n.table(svc{name: "s", backends: to(podA, "8080"), policy: service.PolicyCluster}))
+		defer func() {
+			d.Close()
+			in(b, n.node, func() error { return Cleanup(o) })
+		}()
+		measure() // the start's own work is over after that
+		return measure()
+	}
+	to := join(podA[0], "9000")
+	for b.Loop() {
+		for kind, measure := range map[string]func() float64{
+			"conn/s": func() float64 { return n.connections(b, to) },
+			"bit/s":  func() float64 { return n.stream(b, to) },
+		} {
+			var with, again []float64
+			for range 4 * costRounds {
+				before, during, after := measure(), serving(measure), measure()
+				with = append(with, 2*during/(before+after))
+				again = append(again, after/before)
+			}
+			slices.Sort(with)
+			slices.Sort(again)
+			at := func(s []float64, part int) float64 { return s[len(s)*part/4] }
+			b.Logf("%-6s with the programs: %.3f of bare (quartiles %.3f to %.3f); bare against bare: %.3f (%.3f to %.3f)",
+				kind, at(with, 2), at(with, 1), at(with, 3), at(again, 2), at(again, 1), at(again, 3))
+		}
+	}
+}
