@@ -27,16 +27,90 @@ import (
 // ports are served on.
 var passing = netip.MustParseAddr("192.168.91.1")
 
-// liveAgent is nodeproxy run on the node of a refNet, fed by one manifest file.
+// agentProcess is nodeproxy run on the node of a refNet, fed by one manifest file.
+type agentProcess struct {
+	net  *refNet
+	path string // of the manifests
+	argv []string
+	cmd  *exec.Cmd
+	log  safeBuffer
+}
+
+// newAgentProcess prepares an agent with these settings, which is not started.
+func newAgentProcess(t *testing.T, n *refNet, o service.Options) *agentProcess {
+	t.Helper()
+	p := &agentProcess{net: n, path: filepath.Join(t.TempDir(), "state.yaml")}
+	p.argv = []string{
+		labtest.Binary(t), "run", "--source", "file:" + p.path, "--hostname-override", o.NodeName, "--instance", n.instance,
+		"--nodeport-addresses", strings.Join(o.NodePortAddresses, ","), fmt.Sprint("--iptables-localhost-nodeports=", o.LocalhostNodePorts),
+		"--min-sync-period", "0s", "--sync-period", "1h", // no sync but those that follow a change
+	}
+	for _, c := range o.ClusterCIDRs {
+		p.argv = append(p.argv, "--cluster-cidr", c.String())
+	}
+	for _, ip := range o.NodeIPs {
+		p.argv = append(p.argv, "--node-ip", ip.String())
+	}
+	if backend, ok := strings.CutPrefix(n.mode, "iptables-"); ok {
+		p.argv = append(p.argv, "--mode", "iptables", "--iptables-backend", backend)
+	} else {
+		p.argv = append(p.argv, "--mode", "ebpf", fmt.Sprint("--sockets=", n.mode == ebpfSockets))
+	}
+	if n.cgroup != "" {
+		p.argv = append(p.argv, "--cgroup", n.cgroup)
+	}
+	t.Cleanup(func() {
+		if p.kill(); t.Failed() {
+			t.Logf("log of the agent:\n%s", p.log.String())
+		}
+	})
+	return p
+}
+
+// start starts the agent and waits for its first sync.
+func (p *agentProcess) start(t *testing.T) {
+	t.Helper()
+	p.cmd = exec.Command(p.argv[0], p.argv[1:]...)
+	p.cmd.Stderr = &p.log
+	begun := time.Now()
+	p.net.do(t, "node", p.cmd.Start) // by the thread that is there
+	p.waitSync(t, begun)
+}
+
+func (p *agentProcess) kill() {
+	if p.cmd == nil {
+		return
+	}
+	_ = p.cmd.Process.Kill() // it may have ended
+	_ = p.cmd.Wait()
+}
+
+// waitSync waits for a sync that ended after a moment.
+func (p *agentProcess) waitSync(t *testing.T, after time.Time) {
+	t.Helper()
+	var s admin.Status
+	var err error
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if err = admin.Get(t.Context(), admin.Socket(p.net.instance), "/v1/status", nil, &s); err != nil || s.LastSync == nil {
+			continue
+		}
+		if s.LastSync.Error != "" {
+			t.Fatalf("sync failed: %s", s.LastSync.Error)
+		}
+		if s.LastSync.At.After(after) {
+			return
+		}
+	}
+	t.Fatalf("no sync follows a change: %+v, %v", s.LastSync, err)
+}
+
+// liveAgent is an agent whose manifests, Node and addresses change.
 type liveAgent struct {
+	*agentProcess
 	e       *equality
 	objects *objects
 	zone    string
 	options service.Options // what argv says
-	argv    []string
-	path    string // of the manifests
-	cmd     *exec.Cmd
-	log     safeBuffer
 	// mirror takes in the same, to tell whether a sync follows.
 	mirror *service.Resolver
 }
@@ -44,43 +118,16 @@ type liveAgent struct {
 // startAgent starts an agent and waits for its first sync.
 func (e *equality) startAgent(t *testing.T, objects *objects) *liveAgent {
 	t.Helper()
-	l := &liveAgent{e: e, objects: objects, path: filepath.Join(t.TempDir(), "state.yaml"), options: service.Options{
+	l := &liveAgent{e: e, objects: objects, options: service.Options{
 		NodeName: "node-a", LocalhostNodePorts: true, DetectLocalMode: service.DetectClusterCIDR,
 		ClusterCIDRs:      []netip.Prefix{netip.MustParsePrefix("10.128.0.0/16"), netip.MustParsePrefix("fd00:128::/64")},
 		NodePortAddresses: []string{"192.168.0.0/16", "fd00:77::/64"},
 	}}
-	l.argv = []string{
-		labtest.Binary(t), "run", "--source", "file:" + l.path, "--hostname-override", l.options.NodeName, "--instance", e.instance,
-		"--cluster-cidr", "10.128.0.0/16,fd00:128::/64", "--nodeport-addresses", strings.Join(l.options.NodePortAddresses, ","),
-		"--min-sync-period", "0s", "--sync-period", "1h", // no sync but those that follow a change
-	}
-	if backend, ok := strings.CutPrefix(e.mode, "iptables-"); ok {
-		l.argv = append(l.argv, "--mode", "iptables", "--iptables-backend", backend)
-	} else {
-		l.argv = append(l.argv, "--mode", "ebpf", "--sockets="+fmt.Sprint(e.mode == ebpfSockets))
-		if e.cgroup != "" {
-			l.argv = append(l.argv, "--cgroup", e.cgroup)
-		}
-	}
+	l.agentProcess = newAgentProcess(t, e.refNet, l.options)
 	l.mirror = service.NewResolver(l.config(t))
 	l.write(t)
 	l.start(t)
-	t.Cleanup(func() {
-		l.kill()
-		if t.Failed() {
-			t.Logf("log of the agent:\n%s", l.log.String())
-		}
-	})
 	return l
-}
-
-func (l *liveAgent) start(t *testing.T) {
-	t.Helper()
-	l.cmd = exec.Command(l.argv[0], l.argv[1:]...)
-	l.cmd.Stderr = &l.log
-	begun := time.Now()
-	l.e.do(t, "node", l.cmd.Start) // by the thread that is there
-	l.waitSync(t, begun)
 }
 
 // restart kills the agent, changes what it follows, and starts it again.
@@ -95,11 +142,6 @@ func (l *liveAgent) restart(t *testing.T) {
 	if diff := cmp.Diff(before, after); diff != "" {
 		t.Errorf("step %d: another start of the agent changes the kernel's state (-before +after):\n%s", l.e.step.Load(), diff)
 	}
-}
-
-func (l *liveAgent) kill() {
-	_ = l.cmd.Process.Kill() // it may have ended
-	_ = l.cmd.Wait()
 }
 
 // config is what the agent works out from its flags, its Node and its
@@ -171,23 +213,4 @@ func (l *liveAgent) toggleAddress(t *testing.T) {
 		t.Error("an address changes nothing")
 	}
 	l.waitSync(t, begun)
-}
-
-// waitSync waits for a sync that ended after a moment.
-func (l *liveAgent) waitSync(t *testing.T, after time.Time) {
-	t.Helper()
-	var s admin.Status
-	var err error
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		if err = admin.Get(t.Context(), admin.Socket(l.e.instance), "/v1/status", nil, &s); err != nil || s.LastSync == nil {
-			continue
-		}
-		if s.LastSync.Error != "" {
-			t.Fatalf("step %d: sync failed: %s", l.e.step.Load(), s.LastSync.Error)
-		}
-		if s.LastSync.At.After(after) {
-			return
-		}
-	}
-	t.Fatalf("step %d: no sync follows a change: %+v, %v", l.e.step.Load(), s.LastSync, err)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -31,7 +32,7 @@ func (n *refNet) notAsPackets(f *flows.Flow) string {
 	case f.Protocol == "SCTP":
 		return "this kernel has no SCTP sockets"
 	case f.Source.Kind == "localhost" && n.mode != ebpfSockets:
-		return "the agent's process serves loopback, which TestScenarios and TestP24Loopback cover"
+		return "the agent's process serves loopback: TestLoopbackFlowsOfTheReference"
 	}
 	return ""
 }
@@ -140,6 +141,66 @@ func (n *refNet) runCase(t *testing.T, dp dataplane.Dataplane, c *flows.Case, to
 			n.do(t, "node", func() error { return onLink("lo", n.vip, netlink.AddrDel) })
 			n.vip = netip.Addr{}
 			sync()
+		}
+	}
+}
+
+// TestLoopbackFlowsOfTheReference sends the flows from loopback where the agent's
+// process serves them, with that process.
+func TestLoopbackFlowsOfTheReference(t *testing.T) {
+	cases, err := flows.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range refModes {
+		if mode == ebpfSockets {
+			continue // TestFlowsOfTheReference sends them
+		}
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			net, sent := newRefNet(t, mode, flows.LocalAddresses), 0
+			for _, c := range cases {
+				var todo []flows.Flow
+				for _, f := range c.Flows {
+					if f.Source.Kind == "localhost" && f.Holds() {
+						todo = append(todo, f)
+					}
+				}
+				if len(todo) > 0 {
+					net.runByAgent(t, &c, todo)
+					sent += len(todo)
+				}
+			}
+			if sent != 6 {
+				t.Errorf("%d flows were sent, want 6", sent)
+			}
+		})
+	}
+}
+
+// runByAgent brings the node into the state of a case with an agent, and sends
+// flows.
+func (n *refNet) runByAgent(t *testing.T, c *flows.Case, todo []flows.Flow) {
+	t.Helper()
+	manifests, err := c.Manifests()
+	if err != nil {
+		t.Fatal(err)
+	}
+	changes, _, err := files.Decode(manifests)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.place(t, changes, todo)
+	agent := newAgentProcess(t, n, c.Options())
+	if err := os.WriteFile(agent.path, manifests, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	agent.start(t)
+	defer agent.kill()
+	n.serve(t, changes)
+	for _, f := range todo {
+		if err := n.send(&f); err != nil {
+			t.Errorf("%v: %v", &f, err)
 		}
 	}
 }

@@ -133,16 +133,10 @@ func Load() ([]Case, error) {
 // Holds reports whether a flow must become here what is stated.
 func (f *Flow) Holds() bool { return Differences[f.ID] == "" }
 
-// Config returns the configuration of the case's node, which may have more
-// addresses.
-func (c *Case) Config(more ...netip.Addr) (service.Config, error) {
-	name := "test-node"
-	node := &service.Node{}
-	if c.Node != nil {
-		name, node.Zone = c.Node.Name, c.Node.Zone
-	}
+// Options returns the settings of the case's node.
+func (c *Case) Options() service.Options {
 	opts := service.Options{
-		NodeName:           name,
+		NodeName:           "test-node",
 		NodeIPs:            parseAddrs("192.168.0.2", "2001:db8::1"),
 		ClusterCIDRs:       []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00:10::/64")},
 		LocalhostNodePorts: c.Settings.LocalhostNodePorts == nil || *c.Settings.LocalhostNodePorts,
@@ -153,7 +147,20 @@ func (c *Case) Config(more ...netip.Addr) (service.Config, error) {
 	if c.Settings.NodePortAddresses != nil {
 		opts.NodePortAddresses = *c.Settings.NodePortAddresses
 	}
-	return opts.Config(node, append(slices.Clone(LocalAddresses), more...))
+	if c.Node != nil {
+		opts.NodeName = c.Node.Name
+	}
+	return opts
+}
+
+// Config returns the configuration of the case's node, which may have more
+// addresses.
+func (c *Case) Config(more ...netip.Addr) (service.Config, error) {
+	node := &service.Node{}
+	if c.Node != nil {
+		node.Zone = c.Node.Zone
+	}
+	return c.Options().Config(node, append(slices.Clone(LocalAddresses), more...))
 }
 
 // Manifests returns the case's objects as a List that a file source reads.
