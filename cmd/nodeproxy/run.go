@@ -318,7 +318,7 @@ func lockNode(ctx context.Context) (net.Listener, error) {
 // GOGC, where it is set, has the last word.
 func saveMemory() {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(40)
+		debug.SetGCPercent(25)
 	}
 	debug.FreeOSMemory()
 }

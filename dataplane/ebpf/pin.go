@@ -119,6 +119,23 @@ func pinNew(l link.Link, path string) error {
 	return nil
 }
 
+// detachAll detaches what the links of every layout hold. Unpinning alone does
+// so too, but a moment later.
+func (p pins) detachAll() error {
+	paths, err := filepath.Glob(filepath.Join(p.root, "*", "links", "*"))
+	errs := []error{err}
+	for _, path := range paths {
+		l, err := link.LoadPinnedLink(path, nil)
+		if err == nil {
+			err = errors.Join(l.Detach(), l.Close())
+		}
+		if err != nil && !isGone(err) && !errors.Is(err, unix.ENOLINK) && !errors.Is(err, ebpf.ErrNotSupported) {
+			errs = append(errs, fmt.Errorf("detach %s: %w", filepath.Base(path), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Cleanup removes what an instance left in the kernel: programs, links, maps
 // and pins, in this network namespace and cgroup. Nothing else is touched, and
 // it is no error if there is nothing. No agent of the instance may run.
@@ -127,7 +144,7 @@ func Cleanup(o Options) error {
 		return err
 	}
 	p := pinsOf(&o)
-	errs := []error{removeFilters(o.Instance)}
+	errs := []error{removeFilters(o.Instance), p.detachAll()}
 	// Unpinning the last reference detaches a link and frees a map. Links go
 	// first: a program without maps would have to be thought about.
 	for _, dir := range []string{p.links, p.maps} {
