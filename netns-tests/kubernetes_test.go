@@ -201,6 +201,15 @@ func (c *cluster) withoutAgent(t *testing.T) {
 	})
 	agent, _, err := c.Agent("node-a")
 	must(t, err)
+	eventually(t, patience, func() error { // what went in the tests before, the agent has to have taken in too
+		out := inPlace(t, c.Lab, "node-a", c.Options().Binary, "get", "services", "--instance", c.Netns("node-a"))
+		for _, gone := range []string{"default/single:", "default/pages:"} {
+			if strings.Contains(out, gone) {
+				return fmt.Errorf("%s is still there", gone)
+			}
+		}
+		return nil
+	})
 	must(t, c.KillAgent("node-a"))
 	var found []view.Difference
 	verify := append([]string{"verify"}, agent.Argv[2:]...) // as nodeproxy run was called
