@@ -175,16 +175,24 @@ func (c *cluster) makePod(t *testing.T) {
 	must(t, err)
 }
 
+// dialWeb connects to a server in the namespace at hand.
+func dialWeb(at string) (net.Conn, error) {
+	conn, err := net.DialTimeout("tcp", at, patience)
+	if err != nil {
+		return nil, err
+	}
+	return conn, conn.SetDeadline(time.Now().Add(patience))
+}
+
 // askWeb asks a server on loopback of a place.
 func (c *cluster) askWeb(t *testing.T, place, at, method, path string, body io.Reader) (a webAnswer) {
 	t.Helper()
 	must(t, c.Do(place, func() error {
-		conn, err := net.DialTimeout("tcp", at, patience)
+		conn, err := dialWeb(at)
 		if err != nil {
 			return err
 		}
 		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(patience))
 		r, err := http.NewRequest(method, "http://"+at+path, body)
 		if err != nil {
 			return err
@@ -211,12 +219,11 @@ func (c *cluster) askWeb(t *testing.T, place, at, method, path string, body io.R
 func (c *cluster) upgradeWeb(t *testing.T, place, at, path string) (answer string) {
 	t.Helper()
 	must(t, c.Do(place, func() error {
-		conn, err := net.DialTimeout("tcp", at, patience)
+		conn, err := dialWeb(at)
 		if err != nil {
 			return err
 		}
 		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(patience))
 		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: test\r\n\r\n", path, at)
 		in := bufio.NewReader(conn)
 		resp, err := http.ReadResponse(in, nil)

@@ -104,8 +104,8 @@ func TestFlowsOfTheReference(t *testing.T) { // its columns keep all CPUs busy: 
 	}
 }
 
-// runCase brings the node into the state of a case and sends its flows.
-func (n *refNet) runCase(t *testing.T, dp dataplane.Dataplane, c *flows.Case, todo []flows.Flow) {
+// manifestsOf are the objects of a case, as text and as a source reads them.
+func manifestsOf(t *testing.T, c *flows.Case) ([]byte, service.Changes) {
 	t.Helper()
 	manifests, err := c.Manifests()
 	if err != nil {
@@ -115,6 +115,13 @@ func (n *refNet) runCase(t *testing.T, dp dataplane.Dataplane, c *flows.Case, to
 	if err != nil {
 		t.Fatal(err)
 	}
+	return manifests, changes
+}
+
+// runCase brings the node into the state of a case and sends its flows.
+func (n *refNet) runCase(t *testing.T, dp dataplane.Dataplane, c *flows.Case, todo []flows.Flow) {
+	t.Helper()
+	_, changes := manifestsOf(t, c)
 	sync := func(more ...netip.Addr) {
 		cfg, err := c.Config(more...)
 		if err != nil {
@@ -182,14 +189,7 @@ func TestLoopbackFlowsOfTheReference(t *testing.T) {
 // flows.
 func (n *refNet) runByAgent(t *testing.T, c *flows.Case, todo []flows.Flow) {
 	t.Helper()
-	manifests, err := c.Manifests()
-	if err != nil {
-		t.Fatal(err)
-	}
-	changes, _, err := files.Decode(manifests)
-	if err != nil {
-		t.Fatal(err)
-	}
+	manifests, changes := manifestsOf(t, c)
 	n.place(t, changes, todo)
 	agent := newAgentProcess(t, n, c.Options())
 	if err := os.WriteFile(agent.path, manifests, 0o644); err != nil {
