@@ -90,12 +90,12 @@ func (c *collector) tick(now time.Time) error {
 }
 
 // pass is one that rebuilds the filter, if the kernel has what that takes: with
-// CPUs kept free of ticks (nohz_full) it has not.
+// CPUs kept free of ticks (nohz_full) it has not; and if no other one does it.
 func (c *collector) pass(t Timeouts) (collected, error) {
 	got, err := c.filter.rebuild(func(which uint32) (collected, error) {
 		return collectAndFill(c.objs.Collect, t, 0, which+1)
 	})
-	if errors.Is(err, errNoBarrier) {
+	if errors.Is(err, errNoBarrier) || errors.Is(err, errBusy) {
 		return runCollect(c.objs.Collect, t, 0)
 	}
 	return got, err

@@ -70,7 +70,7 @@ func New(o Options) (*Dataplane, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Dataplane{o: o, objs: objs, filter: &flowFilter{maps: &objs.bpfMaps}, planner: newPlanner(objs.Services.MaxEntries()), lost: make(chan struct{}, 1)}
+	d := &Dataplane{o: o, objs: objs, filter: &flowFilter{maps: &objs.bpfMaps, dir: p.maps}, planner: newPlanner(objs.Services.MaxEntries()), lost: make(chan struct{}, 1)}
 	km := newKernelMaps(&objs.bpfMaps)
 	d.maps, d.read = km, km.read
 	if !o.Drain {

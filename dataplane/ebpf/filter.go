@@ -3,6 +3,7 @@ package ebpf
 import (
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -12,9 +13,34 @@ import (
 // flowFilter fills the Bloom filters before the flows table in turns, as
 // bpf/filter.h says. While it is not valid every tuple is looked up, which is
 // slower and always right. Safe for concurrent use.
+//
+// Two that fill one filter would each take away what the other has put in, and
+// flows would not be found. So whoever does it holds a lock on the directory of
+// the maps, which ends with its process.
 type flowFilter struct {
 	maps *bpfMaps
+	dir  string     // of the pinned maps
 	mu   sync.Mutex // of the state
+}
+
+// errBusy says that another process, or another dataplane of this one, fills the
+// filters at the moment.
+var errBusy = errors.New("another one fills the filters before flows")
+
+// lock takes the lock, at once or with how&unix.LOCK_NB == 0 when it is free.
+func (f *flowFilter) lock(how int) (unlock func(), err error) {
+	dir, err := os.Open(f.dir)
+	if err != nil {
+		return nil, fmt.Errorf("lock the filters before flows: %w", err)
+	}
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|how); err != nil {
+		_ = dir.Close() // only read
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, errBusy
+		}
+		return nil, fmt.Errorf("lock the filters before flows: %w", err)
+	}
+	return func() { _ = dir.Close() }, nil
 }
 
 // rebuild fills the filter that is not in use by a pass over all flows, and
@@ -22,6 +48,11 @@ type flowFilter struct {
 func (f *flowFilter) rebuild(pass func(which uint32) (collected, error)) (collected, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	unlock, err := f.lock(unix.LOCK_NB)
+	if err != nil {
+		return collected{}, err
+	}
+	defer unlock()
 	state, err := f.state()
 	if err != nil {
 		return collected{}, err
@@ -54,6 +85,11 @@ func (f *flowFilter) rebuild(pass func(which uint32) (collected, error)) (collec
 func (f *flowFilter) without(insert func() error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	unlock, err := f.lock(0)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	state, err := f.state()
 	if err != nil {
 		return err
