@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -60,7 +61,7 @@ func newAgentProcess(t *testing.T, n *refNet, o service.Options) *agentProcess {
 		p.argv = append(p.argv, "--cgroup", n.cgroup)
 	}
 	t.Cleanup(func() {
-		if p.kill(); t.Failed() {
+		if p.stop(); t.Failed() {
 			t.Logf("log of the agent:\n%s", p.log.String())
 		}
 	})
@@ -75,6 +76,17 @@ func (p *agentProcess) start(t *testing.T) {
 	begun := time.Now()
 	p.net.do(t, "node", p.cmd.Start) // by the thread that is there
 	p.waitSync(t, begun)
+}
+
+// stop ends the agent as a service manager does: nothing of it stays but what
+// it has in the kernel.
+func (p *agentProcess) stop() {
+	if p.cmd == nil {
+		return
+	}
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+	_ = p.cmd.Wait()
+	p.cmd = nil
 }
 
 func (p *agentProcess) kill() {

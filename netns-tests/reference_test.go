@@ -196,7 +196,7 @@ func (n *refNet) runByAgent(t *testing.T, c *flows.Case, todo []flows.Flow) {
 		t.Fatal(err)
 	}
 	agent.start(t)
-	defer agent.kill()
+	defer agent.stop()
 	n.serve(t, changes)
 	for _, f := range todo {
 		if err := n.send(&f); err != nil {
