@@ -49,7 +49,8 @@ type interfaces struct {
 	features kernelFeatures
 	pods     [2]service.PodDetector
 	attached map[int]string // by index; the name it was attached under
-	// accelerated have the program at XDP, refused are not asked again.
+	// accelerated tells which of those that were looked at have the program at
+	// XDP; refused are not asked again.
 	accelerated map[int]bool
 	refused     map[int]bool
 	waiting     bool // only the map is kept up to date, nothing attached
@@ -84,9 +85,11 @@ func (i *interfaces) refresh() error {
 			}
 		}
 		if err == nil && !i.waiting && !i.refused[a.Index] {
+			was := i.accelerated[a.Index]
 			if err = i.accelerate(l, fast[a.Index]); err != nil {
 				i.refused[a.Index] = !isGone(err)
-			} else {
+			}
+			if err == nil && was != i.accelerated[a.Index] {
 				err = i.describe(l, names[a.MasterIndex], addrs)
 			}
 		}

@@ -86,7 +86,11 @@ func (i *interfaces) accelerate(l netlink.Link, wanted bool) error {
 	unfit := i.o.XDP == XDPNative && l.Type() == "veth" && i.o.XDPInterfaces == nil
 	switch {
 	case !wanted || unfit:
-		delete(i.accelerated, index)
+		has, looked := i.accelerated[index]
+		if looked && !has {
+			return nil
+		}
+		i.accelerated[index] = false
 		if err := os.Remove(i.xdpPin(index)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("detach from XDP: %w", err)
 		}
