@@ -34,6 +34,33 @@ static __noinline bool revive(struct work *w)
 	return true;
 }
 
+/*
+ * revive for a packet whose flow was perhaps not looked up at all: should the
+ * filter lack a half, a connection must not be reset for it. For packets that
+ * would be, so that all others are spared the lookup.
+ */
+static __noinline bool find_lost(struct work *w)
+{
+	struct flow *f;
+
+	if (!w)
+		return false;
+	if (w->known)
+		return revive(w);
+	f = bpf_map_lookup_elem(&flows, &w->p.t);
+	if (!f)
+		return revive(w);
+	if (f->flags & FLOW_FOREIGN || !keep_flow(w, f, 0))
+		return false;
+	f->packets++;
+	f->bytes += w->p.total;
+	w->to = f->to;
+	announce_flow(&w->p.t);
+	reverse(&w->peer, &f->to);
+	announce_flow(&w->peer);
+	return true;
+}
+
 /* A packet that revive found a flow for: rare, so it is not worth its place in
  * the program three times. */
 static __noinline int resume(struct __sk_buff *skb, struct work *w)
@@ -119,7 +146,7 @@ static __always_inline int stranger(struct __sk_buff *skb, struct work *w)
 		return refuse_unknown(skb, w);
 	if (!range || w->egress || syn || !(flags & ADDRESS_LOCAL))
 		return NEXT;
-	if (w->known && revive(w))
+	if (find_lost(w))
 		return resume(skb, w);
 	reverse(&w->to, &w->p.t);
 	return socket_holds(skb, w) ? NEXT : drop(REASON_UNKNOWN_REPLY, &w->p);

@@ -68,7 +68,7 @@ static __noinline int handle(struct __sk_buff *skb, __u32 l3, bool egress)
 		return deliver(skb, w);
 	}
 	if (read_frontend(w)) {
-		if (w->known && !is_syn(&w->p) && revive(w))
+		if ((w->known || w->p.t.proto == IPPROTO_TCP) && !is_syn(&w->p) && find_lost(w))
 			return resume(skb, w);
 		return begin(skb, w);
 	}
