@@ -14,8 +14,10 @@ static __always_inline __u64 timeout_of(const struct collection *c, const struct
 		return replied && f->flags & FLOW_LASTING ? c->udp : c->udp_opening;
 	if (key->proto == IPPROTO_SCTP)
 		return replied ? c->established : c->opening;
-	if (either & TCP_SEEN_RST || both & TCP_SEEN_FIN)
+	if (either & TCP_SEEN_RST)
 		return c->closing;
+	if (both & TCP_SEEN_FIN)
+		return in_time_wait(f, peer) ? c->time_wait : c->closing;
 	return replied && f->tcp & TCP_SEEN_ACK ? c->established : c->opening;
 }
 

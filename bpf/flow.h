@@ -71,6 +71,10 @@ static __always_inline bool syn_continues(struct work *w, struct flow *f, __u32 
 
 	reverse(&w->peer, &f->to);
 	peer = bpf_map_lookup_elem(&flows, &w->peer);
+	if (was_refused(f, peer)) {
+		f->tcp = 0;
+		peer->tcp = 0;
+	}
 	either = f->tcp | (peer ? peer->tcp : 0);
 	both = f->tcp & (peer ? peer->tcp : 0);
 	if (either & TCP_SEEN_RST || both & TCP_SEEN_FIN)
@@ -96,8 +100,7 @@ static __always_inline bool keep_flow(struct work *w, struct flow *f, __u32 ifin
 			alive = syn_continues(w, f, ifindex);
 	}
 	if (flags & (TCP_FIN | TCP_RST)) {
-		f->tcp |=
-		    (flags & TCP_FIN ? TCP_SEEN_FIN : 0) | (flags & TCP_RST ? TCP_SEEN_RST : 0);
+		close_flow(w, f, flags);
 		f->seen = now; /* exactly: is_over counts from it */
 	} else if ((flags & (TCP_SYN | TCP_ACK)) == TCP_ACK && !(f->tcp & TCP_SEEN_ACK))
 		f->tcp |= TCP_SEEN_ACK;
@@ -118,36 +121,6 @@ static __always_inline bool keep_flow(struct work *w, struct flow *f, __u32 ifin
  * register is zero, so that -EEXIST as a long is no -EEXIST.
  */
 enum insert { INSERTED, INSERT_TAKEN, INSERT_FULL };
-
-/* A question and an answer by UDP: over when nothing came for a while. */
-#define ONE_SHOT_IDLE 5000000000ULL
-
-/*
- * Which flow may lose its reply half to a new one: one that was reset and has
- * rested, one that is over and has rested, any that is over. The last packets of
- * a flow and the first one of the next may be on different CPUs: without a rest,
- * a backend can see the new SYN before the old RST, and the client has to send
- * again. So it has if the backend still has the old flow in TIME_WAIT, which a
- * reset leaves nothing of.
- */
-enum reclaim { RECLAIM_RESET, RECLAIM_RESTED, RECLAIM_ANY };
-
-#define REST 50000000ULL
-
-static __always_inline bool is_over(const struct tuple *key, const struct flow *f,
-				    const struct flow *reply, enum reclaim which)
-{
-	__u64 seen = f->seen > reply->seen ? f->seen : reply->seen;
-	__u64 idle = bpf_ktime_get_coarse_ns() - seen;
-
-	if (key->proto == IPPROTO_UDP)
-		return !(f->flags & FLOW_LASTING) && idle > ONE_SHOT_IDLE;
-	if (which != RECLAIM_ANY && idle < REST)
-		return false;
-	if ((f->tcp | reply->tcp) & TCP_SEEN_RST)
-		return true;
-	return which != RECLAIM_RESET && f->tcp & reply->tcp & TCP_SEEN_FIN;
-}
 
 /*
  * Deletes the flow whose reply half is at w->peer if it is over. Without this

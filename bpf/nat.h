@@ -39,30 +39,42 @@ struct port_search {
 	enum insert result;
 };
 
-/* So many tries want a port that nobody has in mind, later ones take one of a
- * flow that was closed, as many as RESTED_TRIES only if that is a while ago. */
+/* So many tries want a port that nobody has in mind, in the range and then among
+ * the spare ones; later ones take one of a flow that was closed, as many as
+ * RESTED_TRIES only if that is a while ago. */
 #define FRESH_TRIES 8
+#define SPARE_TRIES 16
 #define RESTED_TRIES 64
 
 /* One try of the search for a free source port; 1 ends it. */
 static long try_port(__u32 i, struct port_search *s)
 {
 	__u32 range = (__u32)nat_port_max - nat_port_min + 1;
-	__u32 port = nat_port_min + (s->start + i) % range;
 	struct work *w = s->w;
-	__u32 *use;
+	enum reclaim which = i < FRESH_TRIES + SPARE_TRIES                  ? RECLAIM_GONE
+			     : i < FRESH_TRIES + SPARE_TRIES + RESTED_TRIES ? RECLAIM_RESTED
+									    : RECLAIM_ANY;
+	__u32 port, *use;
 
-	if (i >= range + FRESH_TRIES) /* once around, and the first ones again */
-		return 1;
+	if (i >= FRESH_TRIES && i < FRESH_TRIES + SPARE_TRIES) {
+		/* UDP sockets of the host may take any port at any time. */
+		if (!nat_spare_max || w->to.proto != IPPROTO_TCP)
+			return 0;
+		port = nat_spare_min + (s->start + i) % ((__u32)nat_spare_max - nat_spare_min + 1);
+	} else {
+		if (i >= FRESH_TRIES)
+			i -= SPARE_TRIES;
+		if (i >= range + FRESH_TRIES) /* once around, and the first ones again */
+			return 1;
+		port = nat_port_min + (s->start + i) % range;
+	}
 	use = bpf_map_lookup_elem(&ports, &port);
 	if (use && *use & (port_bit(w->to.proto) << PORT_NODEPORT_SHIFT))
 		return 0;
 	w->to.sport = bpf_htons(port);
 	if (address_flags(&w->to.src) & ADDRESS_LOCAL && socket_holds(s->skb, w))
 		return 0;
-	s->result = insert_reply(w, i < FRESH_TRIES                  ? RECLAIM_RESET
-				    : i < FRESH_TRIES + RESTED_TRIES ? RECLAIM_RESTED
-								     : RECLAIM_ANY);
+	s->result = insert_reply(w, which);
 	return s->result != INSERT_TAKEN;
 }
 

@@ -29,6 +29,7 @@
 #include "work.h"
 #include "keep.h"
 #include "filter.h"
+#include "closing.h"
 #include "flow.h"
 #include "nat.h"
 #include "icmp.h"

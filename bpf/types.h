@@ -142,7 +142,8 @@ enum flow_flag {
 enum flow_tcp {
 	TCP_SEEN_FIN = 1,
 	TCP_SEEN_RST = 2,
-	TCP_SEEN_ACK = 4, /* an ACK without SYN went by */
+	TCP_SEEN_ACK = 4,   /* an ACK without SYN went by */
+	TCP_FIRST_FIN = 8,  /* the other direction had not sent its FIN by then */
 };
 
 /*
@@ -259,6 +260,7 @@ struct collection {
 	__u64 now;         /* in; ns; 0 means the present */
 	__u64 established; /* in; timeouts in ns */
 	__u64 closing;
+	__u64 time_wait;
 	__u64 opening;
 	__u64 udp; /* answered, and lasting */
 	__u64 udp_opening;
@@ -288,6 +290,6 @@ _Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
 _Static_assert(sizeof(struct translation) == 44, "translation");
 _Static_assert(sizeof(struct socket) == 360, "socket");
 _Static_assert(sizeof(struct gone) == 48, "gone");
-_Static_assert(sizeof(struct collection) == 72, "collect");
+_Static_assert(sizeof(struct collection) == 80, "collect");
 
 #endif

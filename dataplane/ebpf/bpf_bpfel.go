@@ -77,6 +77,7 @@ type bpfCollection struct {
 	Now         uint64
 	Established uint64
 	Closing     uint64
+	TimeWait    uint64
 	Opening     uint64
 	Udp         uint64
 	UdpOpening  uint64
@@ -136,9 +137,10 @@ const (
 type bpfFlowTcp uint32
 
 const (
-	bpfFlowTcpTCP_SEEN_FIN bpfFlowTcp = 1
-	bpfFlowTcpTCP_SEEN_RST bpfFlowTcp = 2
-	bpfFlowTcpTCP_SEEN_ACK bpfFlowTcp = 4
+	bpfFlowTcpTCP_SEEN_FIN  bpfFlowTcp = 1
+	bpfFlowTcpTCP_SEEN_RST  bpfFlowTcp = 2
+	bpfFlowTcpTCP_SEEN_ACK  bpfFlowTcp = 4
+	bpfFlowTcpTCP_FIRST_FIN bpfFlowTcp = 8
 )
 
 type bpfFragment struct {
@@ -431,6 +433,8 @@ const (
 	bpfVarNatPortMax       = "nat_port_max"
 	bpfVarNatPortMin       = "nat_port_min"
 	bpfVarNatPortTries     = "nat_port_tries"
+	bpfVarNatSpareMax      = "nat_spare_max"
+	bpfVarNatSpareMin      = "nat_spare_min"
 	bpfVarPingServices     = "ping_services"
 	bpfVarRedirectPeer     = "redirect_peer"
 	bpfVarTranslateSockets = "translate_sockets"
@@ -537,6 +541,8 @@ type bpfVariableSpecs struct {
 	NatPortMax       *ebpf.VariableSpec `ebpf:"nat_port_max"`
 	NatPortMin       *ebpf.VariableSpec `ebpf:"nat_port_min"`
 	NatPortTries     *ebpf.VariableSpec `ebpf:"nat_port_tries"`
+	NatSpareMax      *ebpf.VariableSpec `ebpf:"nat_spare_max"`
+	NatSpareMin      *ebpf.VariableSpec `ebpf:"nat_spare_min"`
 	PingServices     *ebpf.VariableSpec `ebpf:"ping_services"`
 	RedirectPeer     *ebpf.VariableSpec `ebpf:"redirect_peer"`
 	TranslateSockets *ebpf.VariableSpec `ebpf:"translate_sockets"`
@@ -627,6 +633,8 @@ type bpfVariables struct {
 	NatPortMax       *ebpf.Variable `ebpf:"nat_port_max"`
 	NatPortMin       *ebpf.Variable `ebpf:"nat_port_min"`
 	NatPortTries     *ebpf.Variable `ebpf:"nat_port_tries"`
+	NatSpareMax      *ebpf.Variable `ebpf:"nat_spare_max"`
+	NatSpareMin      *ebpf.Variable `ebpf:"nat_spare_min"`
 	PingServices     *ebpf.Variable `ebpf:"ping_services"`
 	RedirectPeer     *ebpf.Variable `ebpf:"redirect_peer"`
 	TranslateSockets *ebpf.Variable `ebpf:"translate_sockets"`

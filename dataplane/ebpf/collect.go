@@ -35,7 +35,7 @@ func runCollect(prog *ebpf.Program, t Timeouts, now time.Duration) (collected, e
 func collectAndFill(prog *ebpf.Program, t Timeouts, now time.Duration, filter uint32) (collected, error) {
 	in := bpfCollection{
 		Filter: filter,
-		Now:    uint64(now), Established: uint64(t.Established), Closing: uint64(t.Closing),
+		Now:    uint64(now), Established: uint64(t.Established), Closing: uint64(t.Closing), TimeWait: uint64(t.TimeWait),
 		Opening: uint64(t.Opening), Udp: uint64(t.UDP), UdpOpening: uint64(t.UDPOpening),
 	}
 	var out bpfCollection
@@ -50,6 +50,7 @@ func collectAndFill(prog *ebpf.Program, t Timeouts, now time.Duration, filter ui
 func (t Timeouts) hurried() Timeouts {
 	t.Opening = min(t.Opening, 5*time.Second)
 	t.Closing = min(t.Closing, time.Second)
+	t.TimeWait = min(t.TimeWait, time.Second)
 	t.UDPOpening = min(t.UDPOpening, 5*time.Second)
 	t.UDP = min(t.UDP, 30*time.Second)
 	return t

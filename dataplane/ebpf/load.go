@@ -161,6 +161,8 @@ func setConstants(spec *ebpf.CollectionSpec, o *Options, f kernelFeatures) error
 	for name, value := range map[string]any{
 		bpfVarNatPortMin:       o.NATPortMin,
 		bpfVarNatPortMax:       o.NATPortMax,
+		bpfVarNatSpareMin:      o.spareMin,
+		bpfVarNatSpareMax:      o.spareMax,
 		bpfVarHostNetns:        cookie,
 		bpfVarFibFlags:         f.fibFlags,
 		bpfVarCsumIpv6:         f.csumIPv6,

@@ -41,8 +41,12 @@ type Options struct {
 	PingServiceIPs bool
 	// NATPortMin and NATPortMax are the source ports of masqueraded flows, both
 	// included. Keep them outside net.ipv4.ip_local_port_range, whose default
-	// ends at 60999. Default 61000 to 65535.
+	// ends at 60999. Default 61000 to 65535; then, while all of these are taken
+	// towards a backend, TCP gets ports from 1024 up to below that range, at most
+	// 29999, where node ports begin.
 	NATPortMin, NATPortMax uint16
+	// spareMin and spareMax are the latter; 0 without.
+	spareMin, spareMax uint16
 	// PassUnknown leaves TCP packets to a frontend that belong to no flow to
 	// the stack instead of resetting them: for as long as another mode's
 	// translated connections live on.
@@ -91,7 +95,8 @@ type Sizes struct {
 type Timeouts struct {
 	Established time.Duration // TCP and SCTP; default 24 h
 	Opening     time.Duration // TCP without an answer or its acknowledgement; default 60 s
-	Closing     time.Duration // TCP after both FINs or a RST; default 30 s
+	Closing     time.Duration // TCP after a RST, or both FINs, the client's first; default 30 s
+	TimeWait    time.Duration // TCP after both FINs, when the backend may be in TIME_WAIT; default 65 s
 	UDP         time.Duration // answered, and not one question and answer; default 180 s
 	UDPOpening  time.Duration // any other; default 30 s
 }
@@ -99,6 +104,9 @@ type Timeouts struct {
 func (o *Options) setDefaults() error {
 	setDefault(&o.Instance, "default")
 	setDefault(&o.PinRoot, "/sys/fs/bpf/nodeproxy")
+	if o.NATPortMin == 0 && o.NATPortMax == 0 {
+		o.spareMin, o.spareMax = sparePorts()
+	}
 	setDefault(&o.NATPortMin, 61000)
 	setDefault(&o.NATPortMax, 65535)
 	if o.NATPortMin > o.NATPortMax {
@@ -127,6 +135,7 @@ func (o *Options) setDefaults() error {
 	setDefault(&t.Established, 24*time.Hour)
 	setDefault(&t.Opening, time.Minute)
 	setDefault(&t.Closing, 30*time.Second)
+	setDefault(&t.TimeWait, 65*time.Second) // Linux keeps it for 60
 	setDefault(&t.UDP, 3*time.Minute)
 	setDefault(&t.UDPOpening, 30*time.Second)
 	return checkName(o.Instance)

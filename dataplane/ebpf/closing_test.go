@@ -1,0 +1,152 @@
+package ebpf
+
+import (
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/nodeproxy/nodeproxy/service"
+)
+
+// TestPortsInTimeWait has a backend close every connection first, so that each
+// masquerade port is in TIME_WAIT there when its turn comes again. Whoever meets one
+// is through with the second SYN.
+func TestPortsInTimeWait(t *testing.T) {
+	n := newTestNet(t)
+	for f := range 2 {
+		closeFirst(t, n, f)
+	}
+	d := n.start(t, Options{PacketsOnly: true, NATPortMin: 61000, NATPortMax: 61015})
+	syncAll(t, d, n.table(both(svc{name: "s", backends: to(podRemote, "8080"), policy: service.PolicyCluster})...))
+	for f := range 2 {
+		var slowest time.Duration
+		for i := range 150 {
+			time.Sleep(5 * time.Millisecond) // the 16 ports rest for 50 ms
+			begun := time.Now()
+			in(t, n.client, func() error {
+				c, err := net.DialTimeout(networks[0][f], join(nodeIP[f], "30080"), 5*time.Second)
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				slowest = max(slowest, time.Since(begun))
+				if got, err := io.ReadAll(c); err != nil || string(got) != "bye" {
+					t.Errorf("connection %d: %q, %v", i, got, err)
+				}
+				return nil
+			})
+		}
+		t.Logf("%s: the slowest of 150 took %v", famNames[f], slowest)
+		if slowest > 1800*time.Millisecond { // Linux sends the third SYN after 3 s, or 2
+			t.Errorf("%s: a connection took %v", famNames[f], slowest)
+		}
+	}
+}
+
+// closeFirst serves "bye" on the other node.
+func closeFirst(t *testing.T, n *testNet, f int) {
+	var l net.Listener
+	in(t, n.remote, func() (err error) {
+		l, err = net.Listen(networks[0][f], join(podRemote[f], "8080"))
+		return err
+	})
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil {
+				_, _ = c.Write([]byte("bye")) // the client sees what is missing
+				c.Close()
+			}
+		}
+	}()
+}
+
+// TestTimeWaitKeepsPort: a flow that the backend closed first is kept for as long
+// as Linux keeps TIME_WAIT; of others, the backend has nothing left.
+func TestTimeWaitKeepsPort(t *testing.T) {
+	b := newBench(t, Options{})
+	p := makePair(0, service.TCP, "outside", "NodePort", "local", service.PolicyLocal)
+	syncAll(t, b.d, b.n.table(p.services...))
+	established := func() {
+		b.forget(t)
+		b.send(t, p.request, clientPort, "eth0")
+		b.run(t, b.d.objs.Ingress, "poda", p.reply.bytes())
+	}
+	client, backend := p.request, p.reply
+	client.flags, backend.flags = fin|ack, fin|ack
+	byClient := func() { b.send(t, client, clientPort, "eth0") }
+	byBackend := func() { b.run(t, b.d.objs.Ingress, "poda", backend.bytes()) }
+	for _, c := range []struct {
+		name  string
+		fins  []func()
+		after time.Duration
+		left  int
+	}{
+		{"client first", []func(){byClient, byBackend}, 29 * time.Second, 2},
+		{"client first", []func(){byClient, byBackend}, 31 * time.Second, 0},
+		{"backend first", []func(){byBackend, byClient}, 61 * time.Second, 2},
+		{"backend first", []func(){byBackend, byClient}, 66 * time.Second, 0},
+		{"client first and again", []func(){byClient, byBackend, byClient}, 31 * time.Second, 0},
+		{"backend first and again", []func(){byBackend, byClient, byBackend}, 61 * time.Second, 2},
+	} {
+		established()
+		for _, send := range c.fins {
+			send()
+		}
+		var now time.Duration
+		for _, v := range b.flows(t) {
+			now = max(now, time.Duration(v.Seen))
+		}
+		if _, err := runCollect(b.d.objs.Collect, b.d.o.Timeouts, now+c.after); err != nil {
+			t.Fatal(err)
+		}
+		if left := len(b.flows(t)); left != c.left {
+			t.Errorf("%s, after %v: %d halves left, want %d", c.name, c.after, left, c.left)
+		}
+	}
+}
+
+// TestSparePorts: TCP gets spare ports once the reserved ones are taken, and the
+// answers come back from there; UDP does not.
+func TestSparePorts(t *testing.T) {
+	b := newBench(t, Options{NATPortMin: 61000, NATPortMax: 61003, spareMin: 2000, spareMax: 2003})
+	for f := range 2 {
+		for proto, room := range map[service.Protocol]int{service.TCP: 8, service.UDP: 4} {
+			b.forget(t)
+			p := makePair(f, proto, "outside", "NodePort", "local", service.PolicyCluster)
+			syncAll(t, b.d, b.n.table(p.services...))
+			seen := map[uint16]bool{}
+			for i := range uint16(room) {
+				v, out := b.send(t, p.request, 40000+i, "eth0")
+				if v != verdictRedirect {
+					t.Fatalf("%s %s: flow %d: verdict %d", famNames[f], proto, i+1, v)
+				}
+				l4 := [2]int{34, 54}[f]
+				port := uint16(out[l4])<<8 | uint16(out[l4+1])
+				seen[port] = true
+				if port > 2003 && port < 61000 || port < 2000 {
+					t.Errorf("%s %s: port %d", famNames[f], proto, port)
+				}
+				reply := p.reply
+				reply.dport = port
+				want := p.replyOut.hop()
+				want.dport = 40000 + i
+				if _, got := b.run(t, b.d.objs.Ingress, "poda", reply.bytes()); string(got) != string(want.bytes()) {
+					t.Errorf("%s %s: the answer to port %d becomes %x, want %x", famNames[f], proto, port, got, want.bytes())
+				}
+			}
+			if len(seen) != room {
+				t.Errorf("%s %s: %d ports for %d flows", famNames[f], proto, len(seen), room)
+			}
+			if v, _ := b.send(t, p.request, 41000, "eth0"); v != verdictDrop {
+				t.Errorf("%s %s: with no port left: verdict %d", famNames[f], proto, v)
+			}
+		}
+	}
+}
