@@ -142,8 +142,8 @@ enum flow_flag {
 enum flow_tcp {
 	TCP_SEEN_FIN = 1,
 	TCP_SEEN_RST = 2,
-	TCP_SEEN_ACK = 4,   /* an ACK without SYN went by */
-	TCP_FIRST_FIN = 8,  /* the other direction had not sent its FIN by then */
+	TCP_SEEN_ACK = 4,  /* an ACK without SYN went by */
+	TCP_FIRST_FIN = 8, /* the other direction had not sent its FIN by then */
 };
 
 /*
