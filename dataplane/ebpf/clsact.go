@@ -15,44 +15,63 @@ const filterPriority = 7770
 func filterName(instance string) string { return "nodeproxy/" + instance }
 
 // attachFilter puts a program on one side of an interface the old way, as a
-// direct-action filter of clsact. One of ours that is there gets the program.
-func attachFilter(l netlink.Link, side uint32, prog *ebpf.Program, instance string) error {
+// direct-action filter of clsact. One of ours that is there gets the program; or,
+// with ahead, the program goes before it, and what it passes on goes there still.
+func attachFilter(l netlink.Link, side uint32, prog *ebpf.Program, instance string, ahead bool) error {
 	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
 		LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
 	if err := netlink.QdiscAdd(qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add clsact: %w", err)
 	}
-	handle, err := filterHandle(l, side, instance)
+	filters, err := netlink.FilterList(l, side)
 	if err != nil {
-		return err
+		return fmt.Errorf("list filters: %w", err)
 	}
+	priority := uint16(filterPriority)
+	if _, found := filterHandle(filters, priority, instance); ahead && found {
+		priority--
+	}
+	handle, _ := filterHandle(filters, priority, instance)
 	f := &netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{LinkIndex: l.Attrs().Index, Parent: side, Handle: handle,
-			Protocol: unix.ETH_P_ALL, Priority: filterPriority},
+			Protocol: unix.ETH_P_ALL, Priority: priority},
 		Fd: prog.FD(), Name: filterName(instance), DirectAction: true,
 	}
 	if err := netlink.FilterReplace(f); err != nil {
 		return fmt.Errorf("attach clsact filter: %w", err)
 	}
+	if ahead {
+		return nil
+	}
+	// One that was ahead has done its work.
+	for _, f := range filters {
+		if isOurs(f, instance) && f.Attrs().Priority != priority {
+			if err := netlink.FilterDel(f); err != nil {
+				return fmt.Errorf("remove clsact filter: %w", err)
+			}
+		}
+	}
 	return nil
 }
 
-// filterHandle is that of our filter, or one that is free at our priority.
-func filterHandle(l netlink.Link, side uint32, instance string) (uint32, error) {
-	filters, err := netlink.FilterList(l, side)
-	if err != nil {
-		return 0, fmt.Errorf("list filters: %w", err)
-	}
-	handle := uint32(1)
+func isOurs(f netlink.Filter, instance string) bool {
+	b, ok := f.(*netlink.BpfFilter)
+	return ok && b.Name == filterName(instance)
+}
+
+// filterHandle is that of our filter of a priority, or one that is free there.
+func filterHandle(filters []netlink.Filter, priority uint16, instance string) (handle uint32, found bool) {
+	handle = 1
 	for _, f := range filters {
-		if b, ok := f.(*netlink.BpfFilter); ok && b.Name == filterName(instance) {
-			return b.Handle, nil
+		if f.Attrs().Priority != priority {
+			continue
 		}
-		if f.Attrs().Priority == filterPriority && f.Attrs().Handle >= handle {
-			handle = f.Attrs().Handle + 1
+		if isOurs(f, instance) {
+			return f.Attrs().Handle, true
 		}
+		handle = max(handle, f.Attrs().Handle+1)
 	}
-	return handle, nil
+	return handle, false
 }
 
 // removeFilters removes the filters of an instance from every interface.
@@ -78,7 +97,7 @@ func removeFiltersOf(l netlink.Link, instance string) error {
 			continue // no clsact
 		}
 		for _, f := range filters {
-			if b, ok := f.(*netlink.BpfFilter); !ok || b.Name != filterName(instance) {
+			if !isOurs(f, instance) {
 				others++
 				continue
 			}

@@ -159,11 +159,14 @@ func (d *Dataplane) upgrade(ctx context.Context, table *service.Table) error {
 	if err := d.filter.without(copyFlows); err != nil {
 		return err
 	}
-	d.interfaces.waiting = false
+	d.interfaces.waiting, d.interfaces.ahead = false, true
 	if err := d.inNamespace(func() error { return d.attach(p) }); err != nil {
 		return err
 	}
 	if err := d.filter.without(copyFlows); err != nil {
+		return err
+	}
+	if err := d.inNamespace(d.interfaces.succeed); err != nil {
 		return err
 	}
 	if err := p.removeOtherLayouts(); err != nil {

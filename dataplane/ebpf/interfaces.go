@@ -54,6 +54,7 @@ type interfaces struct {
 	accelerated map[int]bool
 	refused     map[int]bool
 	waiting     bool // only the map is kept up to date, nothing attached
+	ahead       bool // programs of another layout stay behind ours
 }
 
 // refresh makes programs and map agree with the interfaces there are. An
@@ -234,8 +235,8 @@ func (i *interfaces) attach(l netlink.Link) error {
 	}
 	if !i.features.tcx {
 		return errors.Join(
-			attachFilter(l, netlink.HANDLE_MIN_EGRESS, out, i.o.Instance),
-			attachFilter(l, netlink.HANDLE_MIN_INGRESS, in, i.o.Instance))
+			attachFilter(l, netlink.HANDLE_MIN_EGRESS, out, i.o.Instance, i.ahead),
+			attachFilter(l, netlink.HANDLE_MIN_INGRESS, in, i.o.Instance, i.ahead))
 	}
 	if err := i.attachTCX(l, out, ebpf.AttachTCXEgress, "egress"); err != nil {
 		return err
@@ -245,6 +246,27 @@ func (i *interfaces) attach(l netlink.Link) error {
 	}
 	// Of an agent that had to do without TCX; replaced without a gap.
 	return removeFiltersOf(l, i.o.Instance)
+}
+
+// succeed ends the time in which programs of another layout stay behind ours; what
+// is attached by links goes with these.
+func (i *interfaces) succeed() error {
+	i.ahead = false
+	if i.features.tcx {
+		return nil
+	}
+	var errs []error
+	var none netlink.LinkNotFoundError
+	for index := range i.attached {
+		l, err := netlink.LinkByIndex(index)
+		if err == nil {
+			err = i.attach(l)
+		}
+		if err != nil && !isGone(err) && !errors.As(err, &none) {
+			errs = append(errs, fmt.Errorf("interface %d: %w", index, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (i *interfaces) attachTCX(l netlink.Link, prog *ebpf.Program, at ebpf.AttachType, side string) error {

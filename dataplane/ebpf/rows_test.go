@@ -267,9 +267,15 @@ func TestP41OtherSizes(t *testing.T) {
 // one before, with a larger table of flows: connections go on, none fails
 // meanwhile, and what the other left is gone.
 func TestP41OtherLayout(t *testing.T) {
+	for _, noTCX := range []bool{false, true} {
+		t.Run(fmt.Sprintf("without TCX %v", noTCX), func(t *testing.T) { otherLayout(t, noTCX) })
+	}
+}
+
+func otherLayout(t *testing.T, noTCX bool) {
 	n := newTestNet(t)
 	n.serveAll(t)
-	o := Options{PinRoot: bpffs(t) + "/nodeproxy", CgroupPath: cgroup(t), Sizes: Sizes{Flows: 8192}}
+	o := Options{PinRoot: bpffs(t) + "/nodeproxy", CgroupPath: cgroup(t), NoTCX: noTCX, Sizes: Sizes{Flows: 8192}}
 	d := n.start(t, o)
 	table := n.table(both(svc{name: "s", backends: append(to(podA, "8080"), to(podB, "8080")...)})...)
 	syncAll(t, d, table)
