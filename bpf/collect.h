@@ -28,8 +28,14 @@ static long collect_one(void *map __attribute__((unused)), struct tuple *key, st
 	struct flow *peer;
 	__u64 seen = f->seen;
 
-	if (c->filter)
+	reverse(&other, &f->to);
+	if (c->filter) { /* a half that is lost is found by its bit too */
 		set_bit(c->filter - 1, filter_bit(key));
+		if (!(f->flags & FLOW_FOREIGN))
+			set_bit(c->filter - 1, filter_bit(&other));
+	}
+	if (c->keep)
+		return 0;
 	if (f->flags & FLOW_FOREIGN) {
 		struct node *n = node_facts();
 
@@ -40,9 +46,6 @@ static long collect_one(void *map __attribute__((unused)), struct tuple *key, st
 		return 0;
 	}
 	settle(key, f);
-	reverse(&other, &f->to);
-	if (c->filter) /* a half that is lost is found by its bit too */
-		set_bit(c->filter - 1, filter_bit(&other));
 	peer = bpf_map_lookup_elem(&flows, &other);
 	if (peer && !leads_back(peer, key))
 		peer = NULL;

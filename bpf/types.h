@@ -267,7 +267,7 @@ struct collection {
 	__u64 flows;   /* out; halves left */
 	__u64 deleted; /* out; halves deleted */
 	__u32 filter;  /* in; 1 + which filter gets the bits of all halves, or 0 */
-	__u32 pad;
+	__u32 keep;    /* in; 1: nothing is deleted, nor counted in flows */
 };
 
 #include "filtertypes.h"

@@ -84,7 +84,7 @@ type bpfCollection struct {
 	Flows       uint64
 	Deleted     uint64
 	Filter      uint32
-	Pad         uint32
+	Keep        uint32
 }
 
 type bpfEvent struct {

@@ -27,16 +27,19 @@ type collected struct {
 // runCollect makes one pass over the flows table in the kernel. now is 0 for
 // the present; tests look into the future.
 func runCollect(prog *ebpf.Program, t Timeouts, now time.Duration) (collected, error) {
-	return collectAndFill(prog, t, now, 0)
+	return collectAndFill(prog, t, now, 0, false)
 }
 
 // collectAndFill sets the bits of all halves too, in a filter that is numbered
-// from 1; of 0, in none.
-func collectAndFill(prog *ebpf.Program, t Timeouts, now time.Duration, filter uint32) (collected, error) {
+// from 1; of 0, in none. With keep it does nothing else.
+func collectAndFill(prog *ebpf.Program, t Timeouts, now time.Duration, filter uint32, keep bool) (collected, error) {
 	in := bpfCollection{
 		Filter: filter,
 		Now:    uint64(now), Established: uint64(t.Established), Closing: uint64(t.Closing), TimeWait: uint64(t.TimeWait),
 		Opening: uint64(t.Opening), Udp: uint64(t.UDP), UdpOpening: uint64(t.UDPOpening),
+	}
+	if keep {
+		in.Keep = 1
 	}
 	var out bpfCollection
 	if _, err := prog.Run(&ebpf.RunOptions{Context: in, ContextOut: &out}); err != nil {
@@ -93,8 +96,8 @@ func (c *collector) tick(now time.Time) error {
 // pass is one that rebuilds the filter, if the kernel has what that takes: with
 // CPUs kept free of ticks (nohz_full) it has not; and if no other one does it.
 func (c *collector) pass(t Timeouts) (collected, error) {
-	got, err := c.filter.rebuild(func(which uint32) (collected, error) {
-		return collectAndFill(c.objs.Collect, t, 0, which+1)
+	got, err := c.filter.rebuild(func(which uint32, keep bool) (collected, error) {
+		return collectAndFill(c.objs.Collect, t, 0, which+1, keep)
 	})
 	if errors.Is(err, errNoBarrier) || errors.Is(err, errBusy) {
 		return runCollect(c.objs.Collect, t, 0)

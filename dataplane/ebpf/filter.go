@@ -48,8 +48,10 @@ func (f *flowFilter) lock(how int) (unlock func(), err error) {
 //
 // Two, since one may leave out a half: the kernel walks a bucket's list while
 // others take entries out of it and put them into other buckets, where the walk
-// then goes on. That it misses the same one twice is as good as impossible.
-func (f *flowFilter) rebuild(pass func(which uint32) (collected, error)) (collected, error) {
+// then goes on. That it misses the same one twice is as good as impossible. Only
+// the first one deletes: a reply half without a forward half has until the next
+// rebuild.
+func (f *flowFilter) rebuild(pass func(which uint32, keep bool) (collected, error)) (collected, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	unlock, err := f.lock(unix.LOCK_NB)
@@ -75,12 +77,12 @@ func (f *flowFilter) rebuild(pass func(which uint32) (collected, error)) (collec
 		if err := errors.Join(f.set(state|uint32(bpfFilterStateFILTER_BUILDING)), awaitPrograms()); err != nil {
 			return collected{}, err
 		}
-		first, err := pass(other)
+		got, err := pass(other, false)
 		if err != nil {
-			return first, err
+			return got, err
 		}
-		second, err := pass(other)
-		return collected{second.Left, first.Deleted + second.Deleted}, err
+		_, err = pass(other, true)
+		return got, err
 	}
 	got, err := fill()
 	if err != nil {

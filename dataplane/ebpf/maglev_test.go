@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -153,8 +154,12 @@ func (j *judged) spread(t *testing.T, table *service.Table, backends, flows int)
 				host := begun / 200
 				p.Source = netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, byte(host >> 8), byte(host)}), 1)
 				got, err := j.try(p)
-				if err != nil || got.what != "translated" {
-					return fmt.Errorf("flow %d: %v: %w", begun, got, err)
+				if err != nil {
+					return fmt.Errorf("flow %d: %w", begun, err)
+				}
+				if got.what != "translated" {
+					m, err := j.d.Metrics()
+					return errors.Join(err, fmt.Errorf("flow %d: %v; packets by reason: %v", begun, got, m))
 				}
 				seen[got.to.Addr().As4()[3]-1]++
 				begun++
