@@ -127,7 +127,7 @@ bench-sync: root deps-lab ## Measure how fast rules are written and changed
 lint: deps-lint ## Check formatting and run go vet, staticcheck and clang-format
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt wants to change: $$out"; exit 1; }
 	$(GO) vet ./...
-	$(GO) vet -tags stock ./dataplane/ebpf
+	$(GO) vet -tags stock ./dataplane/ebpf ./netns-tests
 	$(GO) tool staticcheck ./...
 	$(GO) mod tidy -diff
 	@files=$$(git ls-files 'bpf/*.c' 'bpf/*.h'); test -z "$$files" || clang-format-$(CLANG_VER) --dry-run --Werror $$files

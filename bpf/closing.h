@@ -4,13 +4,14 @@
 #define NODEPROXY_CLOSING_H
 
 /*
- * Whether the backend of a flow that both sides have closed may be in TIME_WAIT:
- * not if the client was first. If so, it answers the SYN of a new connection from
- * the same port with an ACK of the old one, unless sequence numbers or
- * timestamps happen to be larger.
+ * Whether the backend of a flow may be in TIME_WAIT: not if the client closed
+ * first. If so, it answers the SYN of a new connection from the same port with an
+ * ACK of the old one, unless sequence numbers or timestamps happen to be larger.
  */
 static __always_inline bool in_time_wait(const struct flow *f, const struct flow *reply)
 {
+	if ((f->tcp | reply->tcp) & TCP_SEEN_RST || !(f->tcp & reply->tcp & TCP_SEEN_FIN))
+		return false;
 	return !(f->tcp & TCP_FIRST_FIN) || reply->tcp & TCP_FIRST_FIN;
 }
 

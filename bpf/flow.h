@@ -26,19 +26,26 @@ static __always_inline bool leads_back(const struct flow *peer, const struct tup
 	       peer->to.sport == key->dport && peer->to.dport == key->sport;
 }
 
-/* Deletes both halves, the forward one first: while one half is left it is the
- * one that keeps replies from leaving untranslated. */
+/*
+ * Deletes both halves, the forward one first: while one half is left it is the
+ * one that keeps replies from leaving untranslated. A masquerade port that is in
+ * TIME_WAIT at the backend keeps its reply half, so that nobody gets it: the
+ * collector takes that in its time.
+ */
 static __always_inline void forget(struct work *w, const struct tuple *key, struct flow *f)
 {
 	struct flow *peer;
+	bool waits;
 
 	settle(key, f);
 	reverse(&w->peer, &f->to);
-	bpf_map_delete_elem(&flows, key);
 	peer = bpf_map_lookup_elem(&flows, &w->peer);
+	waits = peer && (f->flags & (FLOW_SOURCE | FLOW_REPLY)) == FLOW_SOURCE && in_time_wait(f, peer);
+	bpf_map_delete_elem(&flows, key);
 	if (peer && leads_back(peer, key)) {
 		settle(&w->peer, peer);
-		bpf_map_delete_elem(&flows, &w->peer);
+		if (!waits)
+			bpf_map_delete_elem(&flows, &w->peer);
 	}
 }
 
@@ -162,10 +169,15 @@ static __always_inline enum insert insert_reply(struct work *w, enum reclaim whi
 		return INSERTED;
 	if (err != -EEXIST)
 		return INSERT_FULL;
-	/* The same flow's, from another CPU or as an orphan: as good as ours. */
+	/* The same flow's, from another CPU or as an orphan: as good as ours. If it
+	 * is one that was left for TIME_WAIT, the client's next connection is a later
+	 * one to the backend too. */
 	there = bpf_map_lookup_elem(&flows, &w->peer);
-	if (there && same_tuple(&there->to, &w->flow.to))
+	if (there && same_tuple(&there->to, &w->flow.to)) {
+		if (there->tcp & TCP_SEEN_FIN)
+			there->tcp = 0;
 		return INSERTED;
+	}
 	if (!there || !reclaim(w, there, which))
 		return INSERT_TAKEN;
 	err = bpf_map_update_elem(&flows, &w->peer, &w->flow, BPF_NOEXIST);

@@ -51,9 +51,9 @@ const (
 const (
 	// dropTimeout is how long a flow must stay without an answer to count as
 	// dropped; one that is answered takes about a millisecond.
-	dropTimeout = 300 * time.Millisecond
+	dropTimeout = slowness * 300 * time.Millisecond
 	// refusedWithin is what "at once" means (pitfall P32), in the median.
-	refusedWithin = 50 * time.Millisecond
+	refusedWithin = slowness * 50 * time.Millisecond
 	minTries      = 6
 	maxTries      = 400 // so that the last of 20 endpoints is missed once in 10^8 runs
 )

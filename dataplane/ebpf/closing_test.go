@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"testing"
 	"time"
 
@@ -147,6 +148,71 @@ func TestSparePorts(t *testing.T) {
 			if v, _ := b.send(t, p.request, 41000, "eth0"); v != verdictDrop {
 				t.Errorf("%s %s: with no port left: verdict %d", famNames[f], proto, v)
 			}
+		}
+	}
+}
+
+// TestTimeWaitOutlivesClientPort: a client that uses its port again leaves the
+// masquerade port of the old connection to nobody else while the backend may be in
+// TIME_WAIT there; when the client closed first, nothing stays.
+func TestTimeWaitOutlivesClientPort(t *testing.T) {
+	b := newBench(t, Options{NATPortMin: 61000, NATPortMax: 61001})
+	for f := range 2 {
+		for _, first := range []string{"backend", "client"} {
+			t.Run(famNames[f]+" "+first, func(t *testing.T) {
+				b.forget(t)
+				p := makePair(f, service.TCP, "outside", "NodePort", "local", service.PolicyCluster)
+				syncAll(t, b.d, b.n.table(p.services...))
+				dial := func() (port uint16, verdict int) {
+					v, out := b.send(t, p.request, clientPort, "eth0")
+					l4 := [2]int{34, 54}[f]
+					return uint16(out[l4])<<8 | uint16(out[l4+1]), v
+				}
+				port, _ := dial()
+				backend, client := p.reply, p.request
+				backend.dport = port
+				b.run(t, b.d.objs.Ingress, "poda", backend.bytes())
+				backend.flags, client.flags = fin|ack, fin|ack
+				fins := []func(){
+					func() { b.run(t, b.d.objs.Ingress, "poda", backend.bytes()) },
+					func() { b.send(t, client, clientPort, "eth0") },
+				}
+				if first == "client" {
+					slices.Reverse(fins)
+				}
+				for _, send := range fins {
+					send()
+				}
+				again, v := dial()
+				if v != verdictRedirect {
+					t.Fatalf("the second connection: verdict %d", v)
+				}
+				halves := len(b.flows(t))
+				if first == "client" && halves != 2 {
+					t.Errorf("%d halves, want those of the new flow", halves)
+				}
+				if first == "backend" && halves != 3 && again != port {
+					t.Errorf("%d halves, want the old reply half too", halves)
+				}
+				for k, v := range b.flows(t) {
+					if k.Sport == networkPort(clientPort) && v.Tcp != 0 {
+						t.Errorf("the new flow has flags %#x", v.Tcp)
+					}
+					if k.Dport == networkPort(again) && v.Tcp != 0 {
+						t.Errorf("its reply half has flags %#x", v.Tcp)
+					}
+				}
+				var now time.Duration
+				for _, v := range b.flows(t) {
+					now = max(now, time.Duration(v.Seen))
+				}
+				if _, err := runCollect(b.d.objs.Collect, b.d.o.Timeouts, now+3*time.Minute); err != nil {
+					t.Fatal(err)
+				}
+				if left := b.flows(t); len(left) != 0 {
+					t.Errorf("left: %+v", left)
+				}
+			})
 		}
 	}
 }
