@@ -40,7 +40,8 @@ static __always_inline void forget(struct work *w, const struct tuple *key, stru
 	settle(key, f);
 	reverse(&w->peer, &f->to);
 	peer = bpf_map_lookup_elem(&flows, &w->peer);
-	waits = peer && (f->flags & (FLOW_SOURCE | FLOW_REPLY)) == FLOW_SOURCE && in_time_wait(f, peer);
+	waits =
+	    peer && (f->flags & (FLOW_SOURCE | FLOW_REPLY)) == FLOW_SOURCE && in_time_wait(f, peer);
 	bpf_map_delete_elem(&flows, key);
 	if (peer && leads_back(peer, key)) {
 		settle(&w->peer, peer);
