@@ -40,8 +40,10 @@ static __always_inline bool was_refused(const struct flow *f, const struct flow 
 	return f->tcp == TCP_SEEN_RST && reply && reply->tcp == TCP_SEEN_ACK;
 }
 
-/* A question and an answer by UDP: over when nothing came for a while. */
+/* UDP without a packet for so long is over, unless it lasted; one question and
+ * one answer are so much sooner, if somebody has to be. */
 #define ONE_SHOT_IDLE 5000000000ULL
+#define ANSWERED_IDLE 250000000ULL
 
 /*
  * Which flow may lose its reply half to a new one: one of which the backend has
@@ -61,8 +63,13 @@ static __always_inline bool is_over(const struct tuple *key, const struct flow *
 	__u64 seen = f->seen > reply->seen ? f->seen : reply->seen;
 	__u64 idle = bpf_ktime_get_coarse_ns() - seen;
 
-	if (key->proto == IPPROTO_UDP)
-		return !(f->flags & FLOW_LASTING) && idle > ONE_SHOT_IDLE;
+	if (key->proto == IPPROTO_UDP) {
+		if (f->flags & FLOW_LASTING)
+			return false;
+		if (which == RECLAIM_ANY && f->packets == 1 && reply->packets == 1)
+			return idle > ANSWERED_IDLE;
+		return idle > ONE_SHOT_IDLE;
+	}
 	if (which != RECLAIM_ANY && idle < REST)
 		return false;
 	if ((f->tcp | reply->tcp) & TCP_SEEN_RST)

@@ -46,14 +46,16 @@ struct port_search {
 #define SPARE_TRIES 16
 #define RESTED_TRIES 64
 
+/* From one try to the next: neighbours would have been taken together, and be busy
+ * together. As a prime number above all ports it leaves none out. */
+#define STRIDE 65537
+
 /* One try of the search for a free source port; 1 ends it. */
 static long try_port(__u32 i, struct port_search *s)
 {
 	__u32 range = (__u32)nat_port_max - nat_port_min + 1;
+	enum reclaim which = RECLAIM_GONE;
 	struct work *w = s->w;
-	enum reclaim which = i < FRESH_TRIES + SPARE_TRIES                  ? RECLAIM_GONE
-			     : i < FRESH_TRIES + SPARE_TRIES + RESTED_TRIES ? RECLAIM_RESTED
-									    : RECLAIM_ANY;
 	__u32 port, *use;
 
 	if (i >= FRESH_TRIES && i < FRESH_TRIES + SPARE_TRIES) {
@@ -62,11 +64,15 @@ static long try_port(__u32 i, struct port_search *s)
 			return 0;
 		port = nat_spare_min + (s->start + i) % ((__u32)nat_spare_max - nat_spare_min + 1);
 	} else {
-		if (i >= FRESH_TRIES)
+		if (i >= FRESH_TRIES) {
 			i -= SPARE_TRIES;
-		if (i >= range + FRESH_TRIES) /* once around, and the first ones again */
+			which = i - FRESH_TRIES < range && i - FRESH_TRIES < RESTED_TRIES
+				    ? RECLAIM_RESTED
+				    : RECLAIM_ANY;
+		}
+		if (i >= 2 * range + FRESH_TRIES) /* all, with both */
 			return 1;
-		port = nat_port_min + (s->start + i) % range;
+		port = nat_port_min + (s->start + i * STRIDE) % range;
 	}
 	use = bpf_map_lookup_elem(&ports, &port);
 	if (use && *use & (port_bit(w->to.proto) << PORT_NODEPORT_SHIFT))

@@ -216,3 +216,42 @@ func TestTimeWaitOutlivesClientPort(t *testing.T) {
 		}
 	}
 }
+
+// TestAnsweredQuestionsGiveWay: with all masquerade ports taken, a question by UDP
+// gets that of one which was answered a quarter of a second ago, and not that of one
+// that still waits or of an exchange that goes on.
+func TestAnsweredQuestionsGiveWay(t *testing.T) {
+	b := newBench(t, Options{NATPortMin: 61000, NATPortMax: 61002})
+	for f := range 2 {
+		b.forget(t)
+		p := makePair(f, service.UDP, "outside", "NodePort", "local", service.PolicyCluster)
+		syncAll(t, b.d, b.n.table(p.services...))
+		ask := func(client uint16) (port uint16, verdict int) {
+			v, out := b.send(t, p.request, client, "eth0")
+			l4 := [2]int{34, 54}[f]
+			return uint16(out[l4])<<8 | uint16(out[l4+1]), v
+		}
+		answer := func(port uint16) {
+			reply := p.reply
+			reply.dport = port
+			b.run(t, b.d.objs.Ingress, "poda", reply.bytes())
+		}
+		answered, _ := ask(1)
+		answer(answered)
+		ask(2) // waits
+		more, _ := ask(3)
+		answer(more)
+		ask(3) // goes on
+		if _, v := ask(4); v != verdictDrop {
+			t.Errorf("%s: at once: verdict %d", famNames[f], v)
+		}
+		time.Sleep(300 * time.Millisecond)
+		if got, v := ask(4); v != verdictRedirect || got != answered {
+			t.Errorf("%s: after 300 ms: verdict %d, port %d, want %d", famNames[f], v, got, answered)
+		}
+		if _, v := ask(5); v != verdictDrop {
+			t.Errorf("%s: once more: verdict %d", famNames[f], v)
+		}
+		b.checkPairs(t)
+	}
+}
