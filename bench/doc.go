@@ -49,15 +49,16 @@ const (
 
 // Works. Those of [load] are measured by a load of our own, others by iperf.
 const (
-	WorkConnect  = "connect"      // connections/s, one after the other
-	WorkConnect8 = "connect8"     // the same from 8 threads
-	WorkOpen     = "connect-open" // at a fixed rate, latency from the intended start
-	WorkRequest  = "request"      // requests/s over one connection
-	WorkDatagram = "datagram"     // UDP exchanges/s, each on a fresh socket
-	WorkTCP1     = "tcp1"         // iperf3, 1 stream
-	WorkTCP8     = "tcp8"         // iperf3, 8 streams
-	WorkUDP      = "udp@"         // iperf3 -u at the rate that follows, such as udp@500M
-	WorkIPerf2   = "iperf2"       // iperf 2, 1 stream
+	WorkConnect  = "connect"       // connections/s, one after the other
+	WorkConnect8 = "connect8"      // the same from 8 threads
+	WorkOpen     = "connect-open"  // at a fixed rate, latency from the intended start
+	WorkClose    = "connect-close" // the same, and the backend closes first
+	WorkRequest  = "request"       // requests/s over one connection
+	WorkDatagram = "datagram"      // UDP exchanges/s, each on a fresh socket
+	WorkTCP1     = "tcp1"          // iperf3, 1 stream
+	WorkTCP8     = "tcp8"          // iperf3, 8 streams
+	WorkUDP      = "udp@"          // iperf3 -u at the rate that follows, such as udp@500M
+	WorkIPerf2   = "iperf2"        // iperf 2, 1 stream
 
 	WorkStart   = "start"   // start of the agent to first traffic, in an empty kernel
 	WorkChange  = "change"  // a change is written to the first packet that follows it

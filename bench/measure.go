@@ -34,6 +34,8 @@ func (s *site) measure(ctx context.Context, k Key) (Sample, error) {
 		c.Workers = 8
 	case WorkOpen:
 		c.Workers, c.Rate = 32, s.opts.Rate
+	case WorkClose:
+		c.Kind, c.Workers, c.Rate = load.ConnectClose, 32, s.opts.Rate
 	case WorkRequest:
 		c.Kind = load.Request
 	case WorkDatagram:

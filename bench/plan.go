@@ -34,7 +34,7 @@ type Options struct {
 	ControlRounds   int            `json:"control_rounds"`
 	// Slot is how long one figure is measured; iperf takes whole seconds.
 	Slot          time.Duration `json:"slot"`
-	Rate          float64       `json:"rate"` // of connect-open, churn and restart, per second
+	Rate          float64       `json:"rate"` // of connect-open, connect-close, churn and restart, per second
 	Changes       int           `json:"changes"`
 	ChurnDuration time.Duration `json:"churn_duration"`
 	// FillerEndpoints is how many endpoints each Service has that is not used.
@@ -120,7 +120,7 @@ var (
 	controlWorks = []string{WorkStart, WorkChange, WorkChurn, WorkRestart}
 	columnNames  = []string{Bare, IPTablesNFT, IPTablesLegacy, EBPF, EBPFPackets, KubeProxyIPTables, KubeProxyNFTables}
 	pathNames    = []string{PathCluster, PathNodePortLocal, PathNodePortRemote, PathExternal}
-	workNames    = []string{WorkConnect, WorkConnect8, WorkOpen, WorkRequest, WorkDatagram, WorkTCP1, WorkTCP8, WorkIPerf2}
+	workNames    = []string{WorkConnect, WorkConnect8, WorkOpen, WorkClose, WorkRequest, WorkDatagram, WorkTCP1, WorkTCP8, WorkIPerf2}
 )
 
 // Validate returns what the user has to mend first.

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,6 +30,9 @@ const (
 	// Connect opens a TCP connection, reads the server's greeting and resets it.
 	// Its latency is that of connect(2): a SYN and its answer.
 	Connect Kind = "connect"
+	// ConnectClose opens a TCP connection and reads until the server has closed,
+	// which so is the one in TIME_WAIT. Its latency is that of connect(2).
+	ConnectClose Kind = "connect-close"
 	// Request sends one byte over an established TCP connection and waits for
 	// the answer.
 	Request Kind = "request"
@@ -36,6 +40,8 @@ const (
 	// as a resolver does.
 	Datagram Kind = "datagram"
 )
+
+var kinds = []Kind{Connect, ConnectClose, Request, Datagram}
 
 // Config says what work to do.
 type Config struct {
@@ -54,8 +60,8 @@ type Config struct {
 
 func (c Config) validate() error {
 	switch {
-	case c.Kind != Connect && c.Kind != Request && c.Kind != Datagram:
-		return fmt.Errorf("unknown kind of load %q: use %s, %s or %s", c.Kind, Connect, Request, Datagram)
+	case !slices.Contains(kinds, c.Kind):
+		return fmt.Errorf("unknown kind of load %q: use one of %v", c.Kind, kinds)
 	case !c.To.IsValid():
 		return errors.New("a load needs an address and a port to go to")
 	case c.Workers < 1 || c.Workers > 1000:

@@ -148,3 +148,31 @@ func TestParseCPU(t *testing.T) {
 		t.Error("no error")
 	}
 }
+
+// The client of a server that closes first is not the one in TIME_WAIT; of one that
+// does not close, it fails.
+func TestConnectCloseWaitsForTheServer(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Write(greeting) // the client sees what is missing
+			conn.Close()
+		}
+	}()
+	c := Config{Kind: ConnectClose, To: l.Addr().(*net.TCPAddr).AddrPort(), Duration: 200 * time.Millisecond, Workers: 2, Rate: 200, Timeout: time.Second}
+	if r, err := Run(t.Context(), c); err != nil || r.Failures > 0 || r.Count < 20 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	c.To, c.Timeout = serve(t, never), 50*time.Millisecond
+	if r, err := Run(t.Context(), c); err == nil || r.Failures == 0 {
+		t.Errorf("from a server that does not close: %+v, %v", r, err)
+	}
+}

@@ -19,6 +19,9 @@ func newOperation(c Config) (op func() (time.Time, error), done func()) {
 		return d.datagram, func() {}
 	case Request:
 		return d.request, d.drop
+	case ConnectClose:
+		d.patient = true
+		return d.connectOnce, func() {}
 	}
 	return d.connectOnce, func() {}
 }
@@ -31,6 +34,8 @@ type dialer struct {
 	timeout unix.Timeval
 	buf     [2048]byte
 	conn    int // of request: the established connection, or -1
+	// patient connections are not reset: the server closes them first.
+	patient bool
 }
 
 func newDialer(to netip.AddrPort, timeout time.Duration) *dialer {
@@ -52,9 +57,11 @@ func (d *dialer) open(kind int) (int, error) {
 	err = errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &d.timeout),
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &d.timeout))
 	if err == nil && kind == unix.SOCK_STREAM {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	}
+	if err == nil && kind == unix.SOCK_STREAM && !d.patient {
 		// A reset, not TIME_WAIT, or the ports run out.
-		err = errors.Join(unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}),
-			unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1))
+		err = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -82,6 +89,8 @@ func (d *dialer) connect(fd int) error {
 	}
 }
 
+var errClosed = errors.New("the connection was closed")
+
 // read reads something, which is returned until the next call.
 func (d *dialer) read(fd int) ([]byte, error) {
 	for {
@@ -93,7 +102,7 @@ func (d *dialer) read(fd int) ([]byte, error) {
 		case err != nil:
 			return nil, fmt.Errorf("read from %s: %w", d.to, err)
 		case n == 0:
-			return nil, fmt.Errorf("read from %s: the connection was closed", d.to)
+			return nil, fmt.Errorf("read from %s: %w", d.to, errClosed)
 		default:
 			return d.buf[:n], nil
 		}
@@ -120,7 +129,11 @@ func (d *dialer) connectOnce() (time.Time, error) {
 		return end, err
 	}
 	defer unix.Close(fd)
-	_, err = d.read(fd)
+	if _, err = d.read(fd); err == nil && d.patient {
+		if _, err = d.read(fd); errors.Is(err, errClosed) {
+			err = nil
+		}
+	}
 	return end, err
 }
 
