@@ -8,7 +8,7 @@ volatile const __u16 nat_port_min = 61000;
 volatile const __u16 nat_port_max = 65535;
 /* How many of them are tried for one flow before it is refused. */
 volatile const __u32 nat_port_tries = 256;
-/* Used for TCP when those are taken, both ends included; 0: none. */
+/* Used when those are taken, both ends included; 0: none. */
 volatile const __u16 nat_spare_min = 0;
 volatile const __u16 nat_spare_max = 0;
 

@@ -39,9 +39,10 @@ struct port_search {
 	enum insert result;
 };
 
-/* So many tries want a port that nobody has in mind, in the range and then among
- * the spare ones; later ones take one of a flow that was closed, as many as
- * RESTED_TRIES only if that is a while ago. */
+/* So many tries want a port that nobody has in mind; later ones take one of a flow
+ * that was closed, as many as RESTED_TRIES only if that is a while ago. TCP asks
+ * for spare ports before it takes any, and UDP after: sockets of the host may get
+ * themselves any port at any time, and miss an answer of the same backend then. */
 #define FRESH_TRIES 8
 #define SPARE_TRIES 16
 #define RESTED_TRIES 64
@@ -53,25 +54,24 @@ struct port_search {
 /* One try of the search for a free source port; 1 ends it. */
 static long try_port(__u32 i, struct port_search *s)
 {
-	__u32 range = (__u32)nat_port_max - nat_port_min + 1;
+	__u32 range = (__u32)nat_port_max - nat_port_min + 1,
+	      spare = nat_spare_max ? SPARE_TRIES : 0;
 	enum reclaim which = RECLAIM_GONE;
 	struct work *w = s->w;
-	__u32 port, *use;
+	__u32 first_spare, port, *use;
 
-	if (i >= FRESH_TRIES && i < FRESH_TRIES + SPARE_TRIES) {
-		/* UDP sockets of the host may take any port at any time. */
-		if (!nat_spare_max || w->to.proto != IPPROTO_TCP)
-			return 0;
+	first_spare = w->to.proto == IPPROTO_TCP ? FRESH_TRIES : nat_port_tries - spare;
+	if (i - first_spare < spare) {
 		port = nat_spare_min + (s->start + i) % ((__u32)nat_spare_max - nat_spare_min + 1);
 	} else {
-		if (i >= FRESH_TRIES) {
-			i -= SPARE_TRIES;
+		if (i >= first_spare)
+			i -= spare;
+		if (i >= 2 * range + FRESH_TRIES) /* all, with both */
+			return !spare;
+		if (i >= FRESH_TRIES)
 			which = i - FRESH_TRIES < range && i - FRESH_TRIES < RESTED_TRIES
 				    ? RECLAIM_RESTED
 				    : RECLAIM_ANY;
-		}
-		if (i >= 2 * range + FRESH_TRIES) /* all, with both */
-			return 1;
 		port = nat_port_min + (s->start + i * STRIDE) % range;
 	}
 	use = bpf_map_lookup_elem(&ports, &port);

@@ -113,12 +113,13 @@ func TestTimeWaitKeepsPort(t *testing.T) {
 	}
 }
 
-// TestSparePorts: TCP gets spare ports once the reserved ones are taken, and the
-// answers come back from there; UDP does not.
+// TestSparePorts: flows get spare ports once the reserved ones are taken, and the
+// answers come back from there.
 func TestSparePorts(t *testing.T) {
 	b := newBench(t, Options{NATPortMin: 61000, NATPortMax: 61003, spareMin: 2000, spareMax: 2003})
 	for f := range 2 {
-		for proto, room := range map[service.Protocol]int{service.TCP: 8, service.UDP: 4} {
+		for _, proto := range []service.Protocol{service.TCP, service.UDP} {
+			const room = 8
 			b.forget(t)
 			p := makePair(f, proto, "outside", "NodePort", "local", service.PolicyCluster)
 			syncAll(t, b.d, b.n.table(p.services...))

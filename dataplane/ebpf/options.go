@@ -42,7 +42,7 @@ type Options struct {
 	// NATPortMin and NATPortMax are the source ports of masqueraded flows, both
 	// included. Keep them outside net.ipv4.ip_local_port_range, whose default
 	// ends at 60999. Default 61000 to 65535; then, while all of these are taken
-	// towards a backend, TCP gets ports from 1024 up to below that range, at most
+	// towards a backend, flows get ports from 1024 up to below that range, at most
 	// 29999, where node ports begin.
 	NATPortMin, NATPortMax uint16
 	// spareMin and spareMax are the latter; 0 without.

@@ -14,7 +14,7 @@ const (
 	fewSpare = 1024
 )
 
-// sparePorts are the ports, both ends included, that masqueraded TCP flows get
+// sparePorts are the ports, both ends included, that masqueraded flows get
 // while the reserved ones are taken: below those that the network namespace of the
 // caller gives to its own sockets. 0, 0 if these leave too few, or are not known.
 func sparePorts() (first, last uint16) {
