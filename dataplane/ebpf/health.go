@@ -53,7 +53,12 @@ func (d *Dataplane) probeProgram() (err error) {
 	if err != nil {
 		return fmt.Errorf("probe: %w", err)
 	}
-	verdict, err := d.objs.Ingress.Run(&ebpf.RunOptions{Data: probeFrame()})
+	// Linux turns bottom halves off for that since some release after 6.1: before,
+	// a packet may take the CPU's scratch map meanwhile.
+	verdict, err := uint32(0), error(nil)
+	for try := 0; try < 3 && err == nil && verdict != actShot; try++ {
+		verdict, err = d.objs.Ingress.Run(&ebpf.RunOptions{Data: probeFrame()})
+	}
 	err = errors.Join(err, d.objs.Addresses.Delete(key.Addr), d.objs.Frontends.Delete(key), d.objs.Ports.Put(port, bits))
 	if err != nil {
 		return fmt.Errorf("probe: %w", err)
