@@ -130,6 +130,33 @@ static __always_inline bool keep_flow(struct work *w, struct flow *f, __u32 ifin
  */
 enum insert { INSERTED, INSERT_TAKEN, INSERT_FULL };
 
+/* The forward half, at *forward, of the flow whose reply half is at w->peer; NULL
+ * if it may not be taken. */
+static __always_inline struct flow *finished(struct work *w, struct flow *reply, enum reclaim which,
+					     struct tuple *forward)
+{
+	struct flow *f;
+
+	reverse(forward, &reply->to);
+	f = bpf_map_lookup_elem(&flows, forward);
+	return f && leads_back(f, &w->peer) && is_over(forward, f, reply, which) ? f : NULL;
+}
+
+/* Whether a flow p.t -> to could have its reply half inserted. While all are taken
+ * this is asked often, and costs less than to try. */
+static __always_inline bool is_vacant(struct work *w, enum reclaim which)
+{
+	struct tuple forward;
+	struct flow *reply;
+
+	reverse(&w->peer, &w->to);
+	reply = bpf_map_lookup_elem(&flows, &w->peer);
+	if (!reply)
+		return true;
+	reverse(&w->flow.to, &w->p.t);
+	return same_tuple(&reply->to, &w->flow.to) || finished(w, reply, which, &forward);
+}
+
 /*
  * Deletes the flow whose reply half is at w->peer if it is over. Without this
  * no more flows could be begun to a backend than there are masquerade ports, in
@@ -138,11 +165,9 @@ enum insert { INSERTED, INSERT_TAKEN, INSERT_FULL };
 static __always_inline bool reclaim(struct work *w, struct flow *reply, enum reclaim which)
 {
 	struct tuple forward;
-	struct flow *f;
+	struct flow *f = finished(w, reply, which, &forward);
 
-	reverse(&forward, &reply->to);
-	f = bpf_map_lookup_elem(&flows, &forward);
-	if (!f || !leads_back(f, &w->peer) || !is_over(&forward, f, reply, which))
+	if (!f)
 		return false;
 	settle(&forward, f);
 	settle(&w->peer, reply);

@@ -39,10 +39,9 @@ struct port_search {
 	enum insert result;
 };
 
-/* So many tries want a port that nobody has in mind; later ones take one of a flow
- * that was closed, as many as RESTED_TRIES only if that is a while ago. TCP asks
- * for spare ports before it takes any, and UDP after: sockets of the host may get
- * themselves any port at any time, and miss an answer of the same backend then. */
+/* So many tries want a port that nobody has in mind, in the range and then among
+ * the spare ones, where no socket of this host may be; later ones take one of a
+ * flow that is over, as many as RESTED_TRIES only if that is a while ago. */
 #define FRESH_TRIES 8
 #define SPARE_TRIES 16
 #define RESTED_TRIES 64
@@ -58,18 +57,20 @@ static long try_port(__u32 i, struct port_search *s)
 	      spare = nat_spare_max ? SPARE_TRIES : 0;
 	enum reclaim which = RECLAIM_GONE;
 	struct work *w = s->w;
-	__u32 first_spare, port, *use;
+	bool tcp = w->to.proto == IPPROTO_TCP;
+	__u32 port, *use;
 
-	first_spare = w->to.proto == IPPROTO_TCP ? FRESH_TRIES : nat_port_tries - spare;
-	if (i - first_spare < spare) {
-		port = nat_spare_min + (s->start + i) % ((__u32)nat_spare_max - nat_spare_min + 1);
+	if (i - FRESH_TRIES < spare) {
+		port = nat_spare_min +
+		       (s->start + i * STRIDE) % ((__u32)nat_spare_max - nat_spare_min + 1);
 	} else {
-		if (i >= first_spare)
+		if (i >= FRESH_TRIES)
 			i -= spare;
 		if (i >= 2 * range + FRESH_TRIES) /* all, with both */
-			return !spare;
+			return 1;
+		/* A rest makes no difference to UDP. */
 		if (i >= FRESH_TRIES)
-			which = i - FRESH_TRIES < range && i - FRESH_TRIES < RESTED_TRIES
+			which = tcp && i - FRESH_TRIES < range && i - FRESH_TRIES < RESTED_TRIES
 				    ? RECLAIM_RESTED
 				    : RECLAIM_ANY;
 		port = nat_port_min + (s->start + i * STRIDE) % range;
@@ -78,6 +79,8 @@ static long try_port(__u32 i, struct port_search *s)
 	if (use && *use & (port_bit(w->to.proto) << PORT_NODEPORT_SHIFT))
 		return 0;
 	w->to.sport = bpf_htons(port);
+	if (!is_vacant(w, which))
+		return 0;
 	if (address_flags(&w->to.src) & ADDRESS_LOCAL && socket_holds(s->skb, w))
 		return 0;
 	s->result = insert_reply(w, which);

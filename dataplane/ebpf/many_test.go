@@ -18,7 +18,7 @@ import (
 // go by: one pass ends what is over, nothing else, and takes a second at most.
 func TestP13ManyFlows(t *testing.T) {
 	const flows = 500_000
-	b := newBench(t, Options{Sizes: Sizes{Flows: flows * 7 / 5}, Timeouts: Timeouts{Established: 5 * time.Second}})
+	b := newBench(t, Options{Sizes: Sizes{Flows: flows * 7 / 5}, Timeouts: Timeouts{Established: 5 * time.Second, Opening: 5 * time.Second}})
 	p := makePair(0, service.TCP, "outside", "NodePort", "local", service.PolicyLocal)
 	syncAll(t, b.d, b.n.table(p.services...))
 	data := p.request
