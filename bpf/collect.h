@@ -51,10 +51,11 @@ static long collect_one(void *map __attribute__((unused)), struct tuple *key, st
 		peer = NULL;
 	if (f->flags & FLOW_REPLY) {
 		/* Forward halves decide for both. One that lost its forward half gets
-		 * the time in which traffic would have made it again; one that had no
-		 * packet yet may be about to get its forward half, and has until the
-		 * next pass. */
-		bool young = seen ? c->now - seen < c->opening : !(f->flags & FLOW_ORPHAN);
+		 * the time in which traffic would have made it again, or for which it was
+		 * left by forget; one that had no packet yet may be about to get its forward half,
+		 * and has until the next pass. */
+		__u64 limit = f->flags & FLOW_REST ? c->time_wait : c->opening;
+		bool young = seen ? c->now - seen < limit : !(f->flags & FLOW_ORPHAN);
 
 		if (peer)
 			return 0;

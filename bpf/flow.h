@@ -45,7 +45,9 @@ static __always_inline void forget(struct work *w, const struct tuple *key, stru
 	bpf_map_delete_elem(&flows, key);
 	if (peer && leads_back(peer, key)) {
 		settle(&w->peer, peer);
-		if (!waits)
+		if (waits)
+			peer->flags |= FLOW_REST;
+		else
 			bpf_map_delete_elem(&flows, &w->peer);
 	}
 }
@@ -63,7 +65,8 @@ static __always_inline bool check_peer(struct work *w, const struct flow *f, __u
 	if (peer)
 		return same_tuple(&peer->to, &w->flow.to);
 	w->flow.seen = now;
-	w->flow.tcp = TCP_SEEN_ACK;
+	/* Of a flow that was closed, or left for TIME_WAIT, none that lives on. */
+	w->flow.tcp = TCP_SEEN_ACK | (f->tcp & (TCP_SEEN_FIN | TCP_SEEN_RST));
 	announce_flow(&w->peer);
 	if (bpf_map_update_elem(&flows, &w->peer, &w->flow, BPF_NOEXIST) == 0)
 		count(REASON_FLOW_REBUILT, 0);
@@ -200,8 +203,10 @@ static __always_inline enum insert insert_reply(struct work *w, enum reclaim whi
 	 * one to the backend too. */
 	there = bpf_map_lookup_elem(&flows, &w->peer);
 	if (there && same_tuple(&there->to, &w->flow.to)) {
-		if (there->tcp & TCP_SEEN_FIN)
+		if (there->flags & FLOW_REST) {
+			there->flags &= ~FLOW_REST;
 			there->tcp = 0;
+		}
 		return INSERTED;
 	}
 	if (!there || !reclaim(w, there, which))

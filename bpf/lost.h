@@ -20,7 +20,7 @@ static __noinline bool revive(struct work *w)
 		return false;
 	key = *other;
 	f = bpf_map_lookup_elem(&flows, &key);
-	if (!f)
+	if (!f || f->flags & FLOW_REST)
 		return false;
 	other_half(w, &key, f);
 	if (!same_tuple(&w->peer, &w->p.t))
@@ -50,7 +50,7 @@ static __noinline bool find_lost(struct work *w)
 	f = bpf_map_lookup_elem(&flows, &w->p.t);
 	if (!f)
 		return revive(w);
-	if (f->flags & FLOW_FOREIGN || !keep_flow(w, f, 0))
+	if (f->flags & (FLOW_FOREIGN | FLOW_REST) || !keep_flow(w, f, 0))
 		return false;
 	f->packets++;
 	f->bytes += w->p.total;

@@ -62,7 +62,7 @@ static __noinline int handle(struct __sk_buff *skb, __u32 l3, bool egress)
 	f = w->known ? bpf_map_lookup_elem(&flows, &w->p.t) : NULL;
 	if (f && f->flags & FLOW_FOREIGN)
 		return NEXT;
-	if (f && keep_flow(w, f, egress ? 0 : skb->ifindex)) {
+	if (f && !(f->flags & FLOW_REST) && keep_flow(w, f, egress ? 0 : skb->ifindex)) {
 		f->packets++;
 		f->bytes += w->p.total;
 		w->to = f->to;

@@ -136,6 +136,7 @@ enum flow_flag {
 	FLOW_SOURCE = 2,   /* the forward half rewrites the source too */
 	FLOW_LASTING = 4,  /* the client sent again after more than a second */
 	FLOW_ORPHAN = 8,   /* the collector saw this half alone, before it had a packet */
+	FLOW_REST = 32,    /* a reply half that only keeps its port from others */
 	FLOW_FOREIGN = 16, /* holds the key for a connection that netfilter translates */
 };
 

@@ -164,7 +164,7 @@ static __always_inline int forward_known(struct xdp_md *xdp)
 	if (!w || !parse_xdp(xdp, &w->p) || !is_plain(&w->p) || !may_have_flow(&w->p.t))
 		return XDP_PASS;
 	f = bpf_map_lookup_elem(&flows, &w->p.t);
-	if (!f || f->flags & FLOW_FOREIGN)
+	if (!f || f->flags & (FLOW_FOREIGN | FLOW_REST))
 		return XDP_PASS;
 	w->to = f->to;
 	if (!find_hop(xdp, w))

@@ -131,6 +131,7 @@ const (
 	bpfFlowFlagFLOW_SOURCE  bpfFlowFlag = 2
 	bpfFlowFlagFLOW_LASTING bpfFlowFlag = 4
 	bpfFlowFlagFLOW_ORPHAN  bpfFlowFlag = 8
+	bpfFlowFlagFLOW_REST    bpfFlowFlag = 32
 	bpfFlowFlagFLOW_FOREIGN bpfFlowFlag = 16
 )
 
