@@ -32,7 +32,7 @@ func Resolve(cfg *Config, svc *Service, slices []*EndpointSlice) *Resolved {
 		return nil
 	}
 	ext := readExtensions(svc, slices)
-	out := &Resolved{Name: svc.Name, Problems: append(refusedExternalIPs(cfg, svc), ext.problems...)}
+	out := &Resolved{Name: svc.Name, Problems: append(refusedAddresses(cfg, svc), ext.problems...)}
 	for _, family := range Families {
 		clusterIP, ok := firstOf(svc.ClusterIPs, family)
 		if !ok {
@@ -98,7 +98,10 @@ func usedLists(frontends []Frontend, lists categorized) (out [2][]Backend) {
 }
 
 func frontends(cfg *Config, svc *Service, port Port, family Family, clusterIP netip.Addr, p policies) []Frontend {
-	out := []Frontend{{Kind: ClusterIP, Addr: clusterIP, Port: port.Port, Routes: p.internal()}}
+	var out []Frontend
+	if addressRefusal(clusterIP) == "" {
+		out = append(out, Frontend{Kind: ClusterIP, Addr: clusterIP, Port: port.Port, Routes: p.internal()})
+	}
 	external := p.external()
 	add := func(f Frontend) {
 		f.Routes = external
@@ -189,10 +192,11 @@ func (p policies) externalLocal() bool {
 }
 
 // captured returns the load balancer's addresses that this node answers for.
+// One that is nobody's to give is left out, see refusedAddresses.
 func captured(ingress []Ingress, family Family) []netip.Addr {
 	var addrs []netip.Addr
 	for _, in := range ingress {
-		if !in.Proxy {
+		if !in.Proxy && addressRefusal(in.Addr) == "" {
 			addrs = append(addrs, in.Addr)
 		}
 	}
@@ -229,21 +233,35 @@ func sourceRanges(cfg *Config, svc *Service, family Family, lbs []netip.Addr) (f
 	return true, slices.Compact(ranges)
 }
 
-// refusedExternalIPs tells which externalIPs are not honoured, and why.
-func refusedExternalIPs(cfg *Config, svc *Service) []Problem {
+// refusedAddresses tells which of a Service's addresses are not served, and why.
+func refusedAddresses(cfg *Config, svc *Service) []Problem {
 	var out []Problem
+	refuse := func(reason, kind string, addr netip.Addr, why string) {
+		if p := (Problem{reason, fmt.Sprintf("%s %s %s", kind, addr, why)}); why != "" && !slices.Contains(out, p) {
+			out = append(out, p)
+		}
+	}
+	for _, addr := range svc.ClusterIPs {
+		refuse("ClusterIPRefused", "clusterIP", addr, addressRefusal(addr))
+	}
 	for _, addr := range svc.ExternalIPs {
-		if why := externalIPRefusal(cfg, addr); why != "" {
-			out = append(out, Problem{"ExternalIPRefused", fmt.Sprintf("externalIP %s %s", addr, why)})
+		refuse("ExternalIPRefused", "externalIP", addr, externalIPRefusal(cfg, addr))
+	}
+	for _, in := range svc.Ingress {
+		if !in.Proxy {
+			refuse("LoadBalancerIPRefused", "load-balancer address", in.Addr, addressRefusal(in.Addr))
 		}
 	}
 	return out
 }
 
-// externalIPRefusal guards against a Service that takes over addresses which
-// are nobody's to give (CVE-2020-8554). It returns why, or "".
-func externalIPRefusal(cfg *Config, addr netip.Addr) string {
+// addressRefusal tells why no Service may have an address, whatever its kind,
+// or "": these have a meaning for every machine or link (RFC 6890, RFC 4291),
+// and who took them over would take them from all.
+func addressRefusal(addr netip.Addr) string {
 	switch {
+	case addr.Is4In6(): // as sockets write IPv4: on the wire it is no address
+		return "is an IPv4 address mapped into IPv6"
 	case addr.IsLoopback():
 		return "is a loopback address"
 	case addr.IsLinkLocalUnicast():
@@ -252,9 +270,19 @@ func externalIPRefusal(cfg *Config, addr netip.Addr) string {
 		return "is a multicast address"
 	case addr.IsUnspecified():
 		return "is the unspecified address"
+	case addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return "is the broadcast address"
 	}
-	inside := func(p netip.Prefix) bool { return p.Contains(addr) }
-	if len(cfg.ExternalIPs) > 0 && !slices.ContainsFunc(cfg.ExternalIPs, inside) {
+	return ""
+}
+
+// externalIPRefusal guards against a Service that takes over addresses which
+// are nobody's to give (CVE-2020-8554). It returns why, or "".
+func externalIPRefusal(cfg *Config, addr netip.Addr) string {
+	if why := addressRefusal(addr); why != "" {
+		return why
+	}
+	if len(cfg.ExternalIPs) > 0 && !inside(cfg.ExternalIPs, addr) {
 		return "is outside --external-ip-cidrs"
 	}
 	if cidr := cfg.Facts.Pods[FamilyOf(addr)].CIDR; cidr.IsValid() && cidr.Contains(addr) {

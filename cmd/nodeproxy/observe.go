@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/netip"
 	"os"
 	"sync/atomic"
 	"time"
@@ -83,13 +82,13 @@ func (o *observer) collect(dp dataplane.Dataplane) error {
 // watch fills in the hooks of the loop.
 func (o *observer) watch(loop *dataplane.Loop) {
 	configure, synced := loop.Configure, loop.Synced
-	loop.Configure = func(node *service.Node, local []netip.Addr) (service.Config, error) {
+	loop.Configure = func(node *service.Node, host service.Host) (service.Config, error) {
 		if node == nil {
 			o.eligible.Store(!o.needNode)
 		} else {
 			o.eligible.Store(!node.Deleting && !node.ClusterAutoscalerTaint)
 		}
-		return configure(node, local)
+		return configure(node, host)
 	}
 	loop.Applied = o.metrics.Applied
 	loop.Problem = o.events.notServed

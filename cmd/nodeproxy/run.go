@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"runtime/debug"
 	"strings"
@@ -182,7 +181,7 @@ func (a *agent) drive(ctx context.Context) error {
 		Kernel:  kernelOf(a.dataplane, func() (service.NodeFacts, bool) { return nodeFacts(ctx, inspect) }),
 		Verify:  func(ctx context.Context) ([]view.Difference, error) { return verify(ctx, a.dataplane) },
 		Watch:   watchOf(a.dataplane, func(do func()) error { return onLoop(ctx, inspect, func(*service.Table) { do() }) }),
-		NextHop: nextHop, Loopback: loopbackOf(a.dataplane),
+		NextHop: nextHop, Leaves: leaves, Loopback: loopbackOf(a.dataplane),
 		Pod:    a.pods.find,
 		Repair: func(ctx context.Context) error { return askRepair(ctx, repair) }}
 	group.Go(func() error { return a.ask(ctx, socket) })
@@ -191,9 +190,9 @@ func (a *agent) drive(ctx context.Context) error {
 	if path := a.opts.kubeProxy.config; path != "" {
 		group.Go(func() error { return watchConfig(ctx, path, a.config.data, a.log) })
 	}
-	addresses := make(chan []netip.Addr)
-	group.Go(func() error { return loop.Run(ctx, a.source.changes, addresses) })
-	group.Go(func() error { return dataplane.WatchAddresses(ctx, a.log, addresses) })
+	hosts := make(chan service.Host)
+	group.Go(func() error { return loop.Run(ctx, a.source.changes, hosts) })
+	group.Go(func() error { return dataplane.WatchHost(ctx, a.log, hosts) })
 	group.Go(func() error { return a.source.run(ctx) })
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err

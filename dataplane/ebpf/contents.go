@@ -241,9 +241,12 @@ func planNode(facts *service.NodeFacts, primary [2]netip.Addr, passUnknown bool)
 		for _, a := range facts.Local[f] {
 			addresses[mapAddr(a)] |= uint32(bpfAddressFlagADDRESS_LOCAL)
 		}
-		carriers := facts.NodePorts[f].Addrs
+		for _, a := range each(facts.LocalNetworks[f]) {
+			addresses[mapAddr(a)] |= uint32(bpfAddressFlagADDRESS_LOCAL)
+		}
+		carriers := append(each(facts.NodePorts[f].Networks), facts.NodePorts[f].Addrs...)
 		if facts.NodePorts[f].All {
-			carriers = facts.Local[f]
+			carriers = append(each(facts.LocalNetworks[f]), facts.Local[f]...)
 		}
 		for _, a := range carriers {
 			if !a.IsLoopback() { // the socket path's: from outside nobody may reach it
@@ -259,6 +262,25 @@ func planNode(facts *service.NodeFacts, primary [2]netip.Addr, passUnknown bool)
 	}
 	return n, addresses
 }
+
+// maxNetwork is how many addresses of one local network the map of addresses
+// takes: a /22, or a /118 in IPv6. What is beyond them is not known as local.
+const maxNetwork = 1024
+
+// each lists the addresses of networks, the first [maxNetwork] of each.
+func each(networks []netip.Prefix) []netip.Addr {
+	var out []netip.Addr
+	for _, n := range networks {
+		for a, left := n.Addr(), maxNetwork; left > 0 && n.Contains(a); a, left = a.Next(), left-1 {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// addressClusterIP says beside ADDRESS_VIP that the address is some Service's
+// ClusterIP, and so Services' alone: see service.Kind.MayBeAMachines.
+const addressClusterIP = 8
 
 // nodeAddress is the address that stands for the node: primary if it is one of
 // its own, else the first that is of use beyond one link.

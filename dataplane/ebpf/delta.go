@@ -47,6 +47,7 @@ type planner struct {
 	plans   map[service.Name][]*portPlan
 	node    map[bpfAddr]uint32  // flags of the node's own addresses
 	vips    map[bpfAddr]int     // how many frontends have this address
+	alone   map[bpfAddr]int     // how many of these have it as a ClusterIP
 	portUse map[portUse]int     // how many frontends have this port
 	ids     map[uint32]struct{} // in use
 	// newest is, by id, the highest generation that was ever written; ids of the
@@ -75,6 +76,7 @@ func (p *planner) reset() {
 	p.plans = map[service.Name][]*portPlan{}
 	p.node = map[bpfAddr]uint32{}
 	p.vips = map[bpfAddr]int{}
+	p.alone = map[bpfAddr]int{}
 	p.portUse = map[portUse]int{}
 	p.ids = map[uint32]struct{}{}
 	p.newest = map[uint32]uint32{}
@@ -170,6 +172,9 @@ func (p *planner) add(s *scope, side *contents, plan *portPlan, n int) {
 		s.ports[use.port] = struct{}{}
 		if !nodePort {
 			p.vips[k.Addr] += n
+			if f.value.Flags&uint8(bpfFrontendFlagFRONTEND_EXTERNAL|bpfFrontendFlagFRONTEND_BALANCER) == 0 {
+				p.alone[k.Addr] += n
+			}
 			s.addresses[k.Addr] = struct{}{}
 		}
 	}
@@ -369,6 +374,9 @@ func (p *planner) wantAddress(a bpfAddr) uint32 {
 	want := p.node[a]
 	if p.vips[a] > 0 {
 		want |= uint32(bpfAddressFlagADDRESS_VIP)
+	}
+	if p.alone[a] > 0 {
+		want |= addressClusterIP
 	}
 	return want
 }

@@ -25,6 +25,8 @@ import (
 //   - The node's own address as source on ingress: a forgery that the programs
 //     leave to the stack, which drops it. What the node itself sends is tried at
 //     egress.
+//   - Other ports of an address that may be a machine's, where nothing sends the
+//     packet back: the programs still refuse these (see doc.go, Limits).
 //   - SCTP to a backend of another port: dropped, as doc.go says under Limits;
 //     that it is dropped is checked.
 
@@ -187,7 +189,12 @@ func (j *judged) forgetClients() error {
 
 // beyond tells whether a packet is one of those that the head of this file lists.
 func beyond(table *service.Table, p service.Packet) bool {
-	return p.Destination.Addr().IsLoopback() || p.Interface != "" && table.Node.IsLocal(p.Source.Addr())
+	if p.Destination.Addr().IsLoopback() || p.Interface != "" && table.Node.IsLocal(p.Source.Addr()) {
+		return true
+	}
+	back := p // as a packet that forwarding would send back, which is refused
+	back.Interface, back.Leaves = "eth0", "eth0"
+	return !table.Judge(p).Matched && table.Judge(back).Matched
 }
 
 // TestProgramsMeanWhatTheTableSays: any packet, in any cluster.

@@ -95,8 +95,10 @@ type walked struct {
 func (c *contents) walk(p service.Packet, pods [2]service.PodDetector) (walked, error) {
 	fe, ok := c.find(p.Destination, p.Protocol)
 	if !ok {
-		owned := c.addresses[mapAddr(p.Destination.Addr())] & uint32(bpfAddressFlagADDRESS_VIP|bpfAddressFlagADDRESS_LOCAL)
-		return walked{matched: owned == uint32(bpfAddressFlagADDRESS_VIP), action: service.Reject}, nil
+		flags := c.addresses[mapAddr(p.Destination.Addr())]
+		owned := flags&uint32(bpfAddressFlagADDRESS_VIP|bpfAddressFlagADDRESS_LOCAL) == uint32(bpfAddressFlagADDRESS_VIP)
+		returns := p.Interface != "" && p.Interface == p.Leaves
+		return walked{matched: owned && (flags&addressClusterIP != 0 || returns), action: service.Reject}, nil
 	}
 	out := walked{matched: true, action: service.Drop, slots: map[netip.AddrPort]int{}}
 	if fe.Flags&uint8(bpfFrontendFlagFRONTEND_FILTERED) != 0 && !c.inRanges(fe, p.Source.Addr()) {

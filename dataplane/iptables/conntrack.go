@@ -20,9 +20,8 @@ import (
 type udpFlows struct {
 	facts     *service.NodeFacts
 	addresses map[netip.AddrPort]udpFrontend
-	ports     map[uint16]udpFrontend  // node ports
-	local     map[netip.Addr]struct{} // where node ports are
-	spans     []udpFrontend           // ranges of ports
+	ports     map[uint16]udpFrontend // node ports
+	spans     []udpFrontend          // ranges of ports
 }
 
 // udpFrontend is a frontend; of is nil if it is gone.
@@ -38,10 +37,6 @@ func expectUDP(family service.Family, facts *service.NodeFacts, before, after []
 		facts:     facts,
 		addresses: map[netip.AddrPort]udpFrontend{},
 		ports:     map[uint16]udpFrontend{},
-		local:     map[netip.Addr]struct{}{},
-	}
-	for _, a := range facts.Local[family] {
-		u.local[a] = struct{}{}
 	}
 	u.add(family, before, true)
 	u.add(family, after, false)
@@ -84,7 +79,7 @@ func (u *udpFlows) empty() bool { return len(u.addresses)+len(u.ports)+len(u.spa
 func (u *udpFlows) stale(source netip.Addr, sentTo, answeredBy netip.AddrPort) bool {
 	f, ok := u.addresses[sentTo]
 	if !ok {
-		if _, local := u.local[sentTo.Addr()]; local {
+		if u.facts.IsLocal(sentTo.Addr()) {
 			f, ok = u.ports[sentTo.Port()]
 		}
 	}

@@ -19,6 +19,8 @@ const (
 	chainForward     = chainPrefix + "FORWARD"     // filter: from FORWARD
 	chainNewFlows    = chainPrefix + "NEW-FLOWS"   // filter: new flows from INPUT, FORWARD and OUTPUT
 	chainUnknown     = chainPrefix + "UNKNOWN"     // filter: ports of Service addresses that no Service has
+	chainReturned    = chainPrefix + "RETURNED"    // filter: the same, at addresses that may be a machine's
+	chainPing        = chainPrefix + "PING"        // nat: echo requests for addresses that may be a machine's
 	chainClosedPorts = chainPrefix + "CLOSED-NP"   // filter: node ports that reject or drop
 )
 

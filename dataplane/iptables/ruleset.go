@@ -37,8 +37,7 @@ type ruleset struct {
 	// flushed tells that there was a last flush. At the first another mode may
 	// serve: what refuses packets without nat must not come before nat.
 	flushed bool
-	// owned counts the frontends that have an address which is no interface's.
-	owned map[netip.Addr]int
+	owned   map[netip.Addr]ownership
 }
 
 // tableRules are the wanted chains of one table.
@@ -62,10 +61,11 @@ func newRuleset(family service.Family, facts *service.NodeFacts, s settings) *ru
 		settings: s, family: family, facts: facts,
 		nat: newTableRules(), filter: newTableRules(),
 		services: map[service.Name]*service.Resolved{},
-		owned:    map[netip.Addr]int{},
+		owned:    map[netip.Addr]ownership{},
 	}
 	r.filter.put(chainForward, r.forwardChain())
 	r.filter.put(chainUnknown, r.unknownChain())
+	r.filter.put(chainReturned, r.returnedChain())
 	for chain, rules := range r.fixedChains() {
 		r.nat.put(chain, rules)
 	}
@@ -119,54 +119,6 @@ func (r *ruleset) update(name service.Name, next *service.Resolved) {
 	} else {
 		r.services[name] = next
 	}
-}
-
-// own counts the addresses of a Service's frontends in or out. What reaches such
-// an address and is no frontend's is rejected; else it would leave by the
-// default route and come back (pitfall P23).
-func (r *ruleset) own(res *service.Resolved, by int) {
-	if res == nil {
-		return
-	}
-	for i := range res.Ports {
-		if res.Ports[i].Family != r.family {
-			continue
-		}
-		for _, f := range res.Ports[i].Frontends {
-			if f.Kind == service.NodePort || r.facts.IsLocal(f.Addr) {
-				continue
-			}
-			had := r.owned[f.Addr]
-			r.owned[f.Addr] = had + by
-			e := entry{key: prefixKey(netip.PrefixFrom(f.Addr, f.Addr.BitLen())), comment: "port of no Service", target: "-j " + chainUnknown}
-			switch {
-			case had == 0:
-				r.filter.addresses.set(e)
-				r.answerPing(e, r.nat.addresses.set)
-			case had+by == 0:
-				delete(r.owned, f.Addr)
-				r.filter.addresses.remove(e)
-				r.answerPing(e, r.nat.addresses.remove)
-			}
-		}
-	}
-}
-
-// answerPing leads echo requests for an address to the node itself, whose answer
-// conntrack gives the address that was asked. REDIRECT would drop what comes in
-// by an interface without an address, as those of routed Pods.
-func (r *ruleset) answerPing(e entry, do func(entry)) {
-	local := r.facts.Local[r.family]
-	at := slices.IndexFunc(local, netip.Addr.IsGlobalUnicast)
-	if !r.ping || at < 0 {
-		return
-	}
-	e.match = " -p icmp -m icmp --icmp-type 8"
-	if r.family == service.IPv6 {
-		e.match = " -p ipv6-icmp -m icmp6 --icmpv6-type 128"
-	}
-	e.comment, e.target = "ping", "-j DNAT --to-destination "+local[at].String()
-	do(e)
 }
 
 // compile renders all ports of a Service in this family.
@@ -236,6 +188,9 @@ func (r *ruleset) nodePorts(t *tree, chain string) []string {
 	for _, a := range on.Addrs {
 		rules = append(rules, " -d "+hostPrefix(a)+" -j "+chain)
 	}
+	for _, n := range on.Networks {
+		rules = append(rules, " -d "+n.String()+" -j "+chain)
+	}
 	return rules
 }
 
@@ -251,7 +206,7 @@ func (r *ruleset) fixedChains() map[string][]string {
 	}
 	ports := " -j MASQUERADE --to-ports " + masqueradePorts + random
 	m := hex(r.markBit)
-	return map[string][]string{chainPostrouting: {
+	return map[string][]string{chainPing: r.pingChain(), chainPostrouting: {
 		" -m conntrack --ctstate DNAT" + hairpin(r.family) + mark(r.markBit),
 		" -m mark ! --mark " + m + "/" + m + " -j RETURN",
 		// The packet may come by again, for example after a tunnel: it must
