@@ -21,6 +21,9 @@ func netnsName(lab, place string) string { return "np-" + lab + "-" + place }
 
 // createNetns makes a named network namespace.
 func createNetns(name string) error {
+	if err := shareNetnsDir(); err != nil {
+		return err
+	}
 	return onNetnsThread(func() error {
 		ns, err := netns.NewNamed(name) // enters it too
 		if err != nil {
@@ -28,6 +31,38 @@ func createNetns(name string) error {
 		}
 		return ns.Close()
 	})
+}
+
+// shareNetnsDir makes netnsDir a shared mount of its own, as iproute2 does when it
+// makes its first namespace (netns_add in ip/ipnetns.c), under the same lock. Else
+// the first "ip netns add" while a lab is up would do it, over the names that
+// are there: unmounted above, they are still in use below, and cannot be removed.
+// For the same reason it is left alone where others' names are there already.
+func shareNetnsDir() error {
+	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
+		return fmt.Errorf("make the directory of network namespaces: %w", err)
+	}
+	dir, err := os.Open(netnsDir)
+	if err != nil {
+		return fmt.Errorf("open the directory of network namespaces: %w", err)
+	}
+	defer dir.Close() // gives the lock back
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", netnsDir, err)
+	}
+	err = unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "")
+	if errors.Is(err, unix.EINVAL) { // no mount yet
+		if names, err := dir.Readdirnames(1); err == nil && len(names) > 0 {
+			return nil
+		}
+		if err = unix.Mount(netnsDir, netnsDir, "none", unix.MS_BIND|unix.MS_REC, ""); err == nil {
+			err = unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "")
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("make %s a shared mount: %w", netnsDir, err)
+	}
+	return nil
 }
 
 // deleteNetns removes the name of a network namespace, whatever is left of

@@ -46,7 +46,22 @@ func Resolve(cfg *Config, svc *Service, slices []*EndpointSlice) *Resolved {
 	}
 	sortPorts(out.Ports)
 	out.HealthCheck = healthCheck(cfg, svc, slices)
+	if p, ok := ownNodePort(out); ok {
+		out.HealthCheck, out.Problems = nil, append(out.Problems, p)
+	}
 	return out
+}
+
+// ownNodePort tells of a health check at a node port of the Service itself: what
+// comes there is led to an endpoint.
+func ownNodePort(res *Resolved) (p Problem, ok bool) {
+	keys := healthKeys(res)
+	eachFrontend(res, func(k frontendKey, _ *Frontend) {
+		if slices.Contains(keys, k) {
+			p, ok = Problem{"AddressConflict", fmt.Sprintf("health-check node port %s is a node port of the Service itself", k)}, true
+		}
+	})
+	return p, ok
 }
 
 func sortPorts(ports []ServicePort) {

@@ -50,6 +50,7 @@ func run(ctx context.Context, opts *runOptions) error {
 	if err != nil {
 		return err
 	}
+	opts.kubeProxy.complete()
 	if err := opts.validate(); err != nil {
 		return err
 	}
@@ -80,7 +81,7 @@ func run(ctx context.Context, opts *runOptions) error {
 	if mode == modeAuto {
 		mode = chooseMode(log)
 	}
-	opts.prepareProcess(mode, log)
+	noConntrack := opts.prepareProcess(log)
 	listed := listen(ctx, src)
 	defer listed.stop()
 	dp, takeOver, err := openDataplane(ctx, opts, mode, log)
@@ -93,7 +94,7 @@ func run(ctx context.Context, opts *runOptions) error {
 	if notes := append(config.notes, ignored(opts.flags)...); len(notes) > 0 {
 		log.Warn("what does not apply to nodeproxy is passed over", "options", joined(notes))
 	}
-	a := &agent{opts: opts, log: log, dataplane: dp, source: listed, node: node, config: config, inPlace: takeOver.finish,
+	a := &agent{opts: opts, log: log, dataplane: dp, source: listed, node: node, config: config, inPlace: takeOver.finish, noConntrack: noConntrack,
 		observer: newObserver(opts, mode, node.NodeName, client, log)}
 	a.observer.nodeName, a.observer.dataplane = node.NodeName, dp
 	a.pods = &podFinder{client: client, manifests: strings.TrimPrefix(opts.source, filePrefix)}
@@ -151,6 +152,8 @@ type agent struct {
 	observer  *observer
 	inPlace   func(context.Context) // runs beside the loop after the first sync
 	pods      *podFinder
+	// noConntrack tells that its sysctls are to be set once it is there.
+	noConntrack bool
 }
 
 // drive joins the source to the dataplane until ctx ends.
@@ -187,6 +190,10 @@ func (a *agent) drive(ctx context.Context) error {
 	group.Go(func() error { return a.ask(ctx, socket) })
 	a.observer.serve(ctx, group)
 	group.Go(func() error { return a.observer.events.run(ctx) })
+	group.Go(func() error {
+		a.opts.kubeProxy.conntrack.follow(ctx, conntrackSysctls, a.noConntrack, a.log)
+		return nil
+	})
 	if path := a.opts.kubeProxy.config; path != "" {
 		group.Go(func() error { return watchConfig(ctx, path, a.config.data, a.log) })
 	}

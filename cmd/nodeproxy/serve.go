@@ -10,12 +10,22 @@ import (
 	"net/http/pprof"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 )
 
 // bindRetry is how often an address that can not be bound is tried again
 // (kube-proxy's time).
 const bindRetry = 5 * time.Second
+
+// withPort appends a port to an address that has none, as kube-proxy does.
+// Anything else stays as it is, to be judged by [checkBindAddress].
+func withPort(s string, port int) string {
+	if a, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
+		return net.JoinHostPort(a.String(), strconv.Itoa(port))
+	}
+	return s
+}
 
 // checkBindAddress returns what is wrong with an address to serve on. Empty
 // means not to serve.

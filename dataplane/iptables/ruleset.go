@@ -37,7 +37,11 @@ type ruleset struct {
 	// flushed tells that there was a last flush. At the first another mode may
 	// serve: what refuses packets without nat must not come before nat.
 	flushed bool
-	owned   map[netip.Addr]ownership
+	owned map[netip.Addr]ownership
+	// health accepts health-check node ports; checked are the Services that have
+	// one, by port.
+	health  *tree
+	checked map[uint16][]service.Name
 }
 
 // tableRules are the wanted chains of one table.
@@ -62,6 +66,8 @@ func newRuleset(family service.Family, facts *service.NodeFacts, s settings) *ru
 		nat: newTableRules(), filter: newTableRules(),
 		services: map[service.Name]*service.Resolved{},
 		owned:    map[netip.Addr]ownership{},
+		health:   newTree("-d", dispatchLevels, healthChain),
+		checked:  map[uint16][]service.Name{},
 	}
 	r.filter.put(chainForward, r.forwardChain())
 	r.filter.put(chainUnknown, r.unknownChain())
@@ -114,6 +120,7 @@ func (r *ruleset) update(name service.Name, next *service.Resolved) {
 	r.filter.replace(before.filter, after.filter)
 	r.own(r.services[name], -1)
 	r.own(next, +1)
+	r.acceptHealth(name, r.services[name], next)
 	if next == nil {
 		delete(r.services, name)
 	} else {
@@ -157,6 +164,8 @@ func (r *ruleset) flush() delta {
 		t.addresses.flush(t.put)
 		t.ports.flush(t.put)
 	}
+	r.health.flush(r.filter.put)
+	r.filter.put(chainHealth, r.healthRules())
 	r.nat.put(chainServices, append(append(r.nat.addresses.entrance(), r.nodePorts(r.nat.ports, chainNodePorts)...), r.probeNAT()))
 	r.nat.put(chainNodePorts, nonNil(r.nat.ports.entrance()))
 	newFlows := []string{" -m conntrack --ctstate DNAT -j RETURN"} // led to a backend that is on this node
@@ -207,7 +216,10 @@ func (r *ruleset) fixedChains() map[string][]string {
 	ports := " -j MASQUERADE --to-ports " + masqueradePorts + random
 	m := hex(r.markBit)
 	return map[string][]string{chainPing: r.pingChain(), chainPostrouting: {
-		" -m conntrack --ctstate DNAT" + hairpin(r.family) + mark(r.markBit),
+		// The bit may be in a mark that others gave to packets of no Service, as
+		// WireGuard's 0xca6c holds kube-proxy's (kubernetes #113659).
+		" -m conntrack ! --ctstate DNAT -j RETURN",
+		hairpin(r.family) + mark(r.markBit),
 		" -m mark ! --mark " + m + "/" + m + " -j RETURN",
 		// The packet may come by again, for example after a tunnel: it must
 		// not be masqueraded twice.
@@ -227,7 +239,8 @@ func (r *ruleset) forwardChain() []string {
 	}
 	m := hex(r.markBit)
 	return append(rules,
-		" -m mark --mark "+m+"/"+m+" -j ACCEPT",
+		// Of translated flows alone: others' marks are not for us to accept.
+		" -m mark --mark "+m+"/"+m+" -m conntrack --ctstate DNAT -j ACCEPT",
 		" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT")
 }
 
@@ -246,6 +259,7 @@ func (r *ruleset) hooks() []hook {
 		{"filter", "INPUT", isNew + by + " -j " + chainNewFlows},
 		{"filter", "FORWARD", by + " -j " + chainForward},
 		{"filter", "OUTPUT", isNew + by + " -j " + chainNewFlows},
+		{"filter", "INPUT", " -p tcp" + by + " -j " + chainHealth},
 	}
 }
 

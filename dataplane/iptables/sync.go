@@ -33,7 +33,7 @@ func (fam *familyRules) sync(ctx context.Context, d *Dataplane, f service.Family
 			return err
 		}
 	}
-	return d.forgetUDP(ctx, f, &table.Node, before, after)
+	return d.forgetStale(ctx, f, &table.Node, before, after)
 }
 
 // syncAll compares the wanted rules with the kernel's and writes the chains
@@ -66,7 +66,7 @@ func (fam *familyRules) syncAll(ctx context.Context, d *Dataplane, f service.Fam
 			"chains", nat.size()-len(nat.jumps)+filter.size()-len(filter.jumps), "jumps", len(nat.jumps)+len(filter.jumps))
 	}
 	fam.rules, fam.unsure = rules, false
-	return d.forgetUDP(ctx, f, rules.facts, before, after)
+	return d.forgetStale(ctx, f, rules.facts, before, after)
 }
 
 // rulesOf renders a whole Table for a family.
