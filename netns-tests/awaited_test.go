@@ -10,7 +10,7 @@ import (
 // check that is named here has to fail in the columns of ebpf mode: once it holds
 // there, its line has to go.
 var awaited = map[string]string{
-	"ports of machines": "bpf/lost.h refuses every port that no Service has at an address that is not this node's",
+	"ports of machines":              "bpf/lost.h refuses every port that no Service has at an address that is not this node's",
 	"health check beside a firewall": "nothing in ebpf mode writes a rule into the host's firewall",
 }
 

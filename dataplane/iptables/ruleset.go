@@ -37,7 +37,7 @@ type ruleset struct {
 	// flushed tells that there was a last flush. At the first another mode may
 	// serve: what refuses packets without nat must not come before nat.
 	flushed bool
-	owned map[netip.Addr]ownership
+	owned   map[netip.Addr]ownership
 	// health accepts health-check node ports; checked are the Services that have
 	// one, by port.
 	health  *tree
