@@ -29,6 +29,7 @@ import (
 type observer struct {
 	opts     *runOptions
 	mode     string
+	whyMode  string // of auto: why it is not ebpf
 	log      *slog.Logger
 	metrics  *metrics.Metrics
 	syncs    *health.SyncHealth
@@ -176,7 +177,7 @@ func nodeReference(name string) *v1.ObjectReference {
 func (o *observer) status() admin.Status {
 	s := admin.Status{
 		Version: versionNumber(), PID: os.Getpid(), Started: o.started, Mode: o.mode, Node: o.nodeName, Instance: o.opts.instance,
-		Source: o.opts.source, Healthy: o.proxy.Healthy(), Eligible: o.eligible.Load(), LastSync: o.last.Load(),
+		ModeReason: o.whyMode, Source: o.opts.source, Healthy: o.proxy.Healthy(), Eligible: o.eligible.Load(), LastSync: o.last.Load(),
 	}
 	if err := o.path.Err(time.Now()); err != nil {
 		s.DataPath = err.Error()

@@ -77,26 +77,23 @@ func run(ctx context.Context, opts *runOptions) error {
 		return err
 	}
 	defer lock.Close()
-	mode := opts.mode
-	if mode == modeAuto {
-		mode = chooseMode(log)
-	}
 	noConntrack := opts.prepareProcess(log)
 	listed := listen(ctx, src)
 	defer listed.stop()
-	dp, takeOver, err := openDataplane(ctx, opts, mode, log)
+	taken, err := opts.openMode(ctx, log)
 	if err != nil {
 		return err
 	}
+	dp, mode := taken.Dataplane, taken.mode
 	defer dp.Close()
 	log.Info("starting", "version", versionText(), "mode", mode,
 		"node", node.NodeName, "source", opts.source, "instance", opts.instance)
 	if notes := append(config.notes, ignored(opts.flags)...); len(notes) > 0 {
 		log.Warn("what does not apply to nodeproxy is passed over", "options", joined(notes))
 	}
-	a := &agent{opts: opts, log: log, dataplane: dp, source: listed, node: node, config: config, inPlace: takeOver.finish, noConntrack: noConntrack,
+	a := &agent{opts: opts, log: log, dataplane: dp, source: listed, node: node, config: config, inPlace: taken.finish, noConntrack: noConntrack,
 		observer: newObserver(opts, mode, node.NodeName, client, log)}
-	a.observer.nodeName, a.observer.dataplane = node.NodeName, dp
+	a.observer.nodeName, a.observer.dataplane, a.observer.whyMode = node.NodeName, dp, taken.why
 	a.pods = &podFinder{client: client, manifests: strings.TrimPrefix(opts.source, filePrefix)}
 	if err := a.observer.collect(dp); err != nil {
 		return err
