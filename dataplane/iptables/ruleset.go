@@ -233,7 +233,7 @@ func (r *ruleset) fixedChains() map[string][]string {
 // forwardChain keeps Services working beside a host firewall that drops
 // forwarded packets.
 func (r *ruleset) forwardChain() []string {
-	rules := []string{" -m conntrack --ctstate NEW -j " + chainNewFlows}
+	var rules []string
 	if r.dropInvalid { // else the client meets the backend's own address and resets (k8s #74839)
 		rules = append(rules, " -m conntrack --ctstate INVALID -j DROP")
 	}
@@ -247,19 +247,27 @@ func (r *ruleset) forwardChain() []string {
 // hook is the one rule in a built-in chain that leads to ours.
 type hook struct {
 	table, chain, rule string
+	// behind asks for a place behind the jumps to chains of others with which the
+	// built-in chain begins.
+	behind bool
+	// place is where it is to be inserted, from 1; 0 is the head.
+	place int
 }
 
 func (r *ruleset) hooks() []hook {
 	by := comment(r.owner)
 	isNew := " -m conntrack --ctstate NEW"
 	return []hook{
-		{"nat", "PREROUTING", by + " -j " + chainServices},
-		{"nat", "OUTPUT", by + " -j " + chainServices},
-		{"nat", "POSTROUTING", by + " -j " + chainPostrouting},
-		{"filter", "INPUT", isNew + by + " -j " + chainNewFlows},
-		{"filter", "FORWARD", by + " -j " + chainForward},
-		{"filter", "OUTPUT", isNew + by + " -j " + chainNewFlows},
-		{"filter", "INPUT", " -p tcp" + by + " -j " + chainHealth},
+		{table: "nat", chain: "PREROUTING", rule: by + " -j " + chainServices},
+		{table: "nat", chain: "OUTPUT", rule: by + " -j " + chainServices},
+		{table: "nat", chain: "POSTROUTING", rule: by + " -j " + chainPostrouting},
+		// What it accepts is no policy's to forbid any more: who judges Pods'
+		// traffic stands before it. Refusals stand before all.
+		{table: "filter", chain: "FORWARD", rule: by + " -j " + chainForward, behind: true},
+		{table: "filter", chain: "INPUT", rule: isNew + by + " -j " + chainNewFlows},
+		{table: "filter", chain: "FORWARD", rule: isNew + by + " -j " + chainNewFlows},
+		{table: "filter", chain: "OUTPUT", rule: isNew + by + " -j " + chainNewFlows},
+		{table: "filter", chain: "INPUT", rule: " -p tcp" + by + " -j " + chainHealth},
 	}
 }
 

@@ -161,6 +161,9 @@ func (fam *familyRules) drift(ctx context.Context, table string, wanted map[stri
 	}
 	for _, h := range hooks {
 		if h.table == table && !saved.hasJump(h) {
+			if h.behind {
+				h.place = 1 + leadingJumps(out, h.chain)
+			}
 			d.jumps = append(d.jumps, h)
 		}
 	}
