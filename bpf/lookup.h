@@ -33,6 +33,32 @@ static __always_inline bool is_loopback(const struct addr *a)
 	return !(a->w[0] | a->w[1] | a->w[2]) && a->w[3] == bpf_htonl(1);
 }
 
+/*
+ * Whether a packet that comes in by an interface cannot be from its source: this
+ * network, loopback, multicast, reserved and broadcast (RFC 1122, 3.2.1.3; RFC 4291),
+ * and what is a service's address alone. What may be a machine's is the stack's to judge.
+ */
+static __always_inline bool is_martian(const struct addr *a)
+{
+	__u32 first = bpf_ntohl(a->w[3]) >> 24;
+
+	if (is_v4(a)) {
+		if (first == 0 || first == 127 || first >= 224)
+			return true;
+	} else if (is_zero(a) || is_loopback(a) ||
+		   (a->w[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000)) {
+		return true;
+	}
+	return (address_flags(a) & (ADDRESS_CLUSTER_IP | ADDRESS_LOCAL)) == ADDRESS_CLUSTER_IP;
+}
+
+static __always_inline bool is_link_local(const struct addr *a)
+{
+	if (is_v4(a))
+		return (a->w[3] & bpf_htonl(0xffff0000)) == bpf_htonl(0xa9fe0000);
+	return (a->w[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
 /* Whether a protocol is in use by ports of ranges, of frontends or backends. */
 static __always_inline bool has_ranges(__u32 bits)
 {

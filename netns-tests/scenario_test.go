@@ -145,9 +145,6 @@ func (f flow) dial(ctx context.Context) (echo.Answer, error) {
 }
 
 func (f flow) check(ctx context.Context) error {
-	if ok, err := f.limited(ctx); ok {
-		return err
-	}
 	switch f.want {
 	case refused:
 		return f.checkRefused(ctx)

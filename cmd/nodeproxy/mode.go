@@ -121,7 +121,7 @@ func (o *runOptions) openMode(ctx context.Context, log *slog.Logger) (*chosen, e
 func (o *runOptions) ebpf(log *slog.Logger) ebpf.Options {
 	return ebpf.Options{
 		Instance: o.instance, CgroupPath: o.cgroup, PacketsOnly: !o.sockets, Interfaces: o.interfaces,
-		PingServiceIPs: o.pingServiceIPs, Terminate: ebpf.Terminate(o.terminate), XDP: ebpf.XDP(o.xdp), XDPInterfaces: o.xdpInterfaces, Logger: log,
+		Forwarding: ebpf.Forwarding(o.forwarding), PingServiceIPs: o.pingServiceIPs, Terminate: ebpf.Terminate(o.terminate), XDP: ebpf.XDP(o.xdp), XDPInterfaces: o.xdpInterfaces, Logger: log,
 	}
 }
 

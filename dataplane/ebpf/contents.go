@@ -219,8 +219,8 @@ func (p *portPlan) slotsMatch(kernel *contents) bool {
 
 // planNode encodes the facts of the node. primary is, by family, the address
 // that stands for the node where no interface says a better one; it may be the
-// zero Addr.
-func planNode(facts *service.NodeFacts, primary [2]netip.Addr, passUnknown bool) (bpfNode, map[bpfAddr]uint32) {
+// zero Addr. modes are flags that follow from how the mode is run.
+func planNode(facts *service.NodeFacts, primary [2]netip.Addr, modes bpfNodeFlag) (bpfNode, map[bpfAddr]uint32) {
 	var n bpfNode
 	detects := [2]bpfNodeFlag{bpfNodeFlagNODE_DETECTS4, bpfNodeFlagNODE_DETECTS6}
 	byCIDR := [2]bpfNodeFlag{bpfNodeFlagNODE_CIDR4, bpfNodeFlagNODE_CIDR6}
@@ -257,9 +257,7 @@ func planNode(facts *service.NodeFacts, primary [2]netip.Addr, passUnknown bool)
 			n.Address[f] = mapAddr(a)
 		}
 	}
-	if passUnknown {
-		n.Flags |= uint32(bpfNodeFlagNODE_PASS_UNKNOWN)
-	}
+	n.Flags |= uint32(modes)
 	return n, addresses
 }
 
@@ -277,10 +275,6 @@ func each(networks []netip.Prefix) []netip.Addr {
 	}
 	return out
 }
-
-// addressClusterIP says beside ADDRESS_VIP that the address is some Service's
-// ClusterIP, and so Services' alone: see service.Kind.MayBeAMachines.
-const addressClusterIP = 8
 
 // nodeAddress is the address that stands for the node: primary if it is one of
 // its own, else the first that is of use beyond one link.

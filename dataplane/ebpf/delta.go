@@ -215,11 +215,11 @@ func (p *planner) planChanged(table *service.Table, changed []service.Name) ([]w
 
 // planAll works out the writes that turn the mirror, which was just read, into
 // the whole table.
-func (p *planner) planAll(ctx context.Context, table *service.Table, primary [2]netip.Addr, passUnknown bool) ([]write, error) {
+func (p *planner) planAll(ctx context.Context, table *service.Table, primary [2]netip.Addr, modes bpfNodeFlag) ([]write, error) {
 	p.reset()
 	s := newScope()
 	s.old = p.kernel
-	node, addresses := planNode(&table.Node, primary, passUnknown)
+	node, addresses := planNode(&table.Node, primary, modes)
 	p.node = addresses
 	for a := range addresses {
 		s.addresses[a] = struct{}{}
@@ -376,7 +376,7 @@ func (p *planner) wantAddress(a bpfAddr) uint32 {
 		want |= uint32(bpfAddressFlagADDRESS_VIP)
 	}
 	if p.alone[a] > 0 {
-		want |= addressClusterIP
+		want |= uint32(bpfAddressFlagADDRESS_CLUSTER_IP)
 	}
 	return want
 }

@@ -82,6 +82,11 @@ func (j *judged) try(p service.Packet) (came, error) {
 		prog, dev = j.d.objs.Egress, "eth0"
 	}
 	binary.NativeEndian.PutUint32(ctx[40:], uint32(j.ifindex[dev]))
+	host, err := hardwareAddr(uint32(j.ifindex[dev]))
+	if err != nil {
+		return came{}, err
+	}
+	copy(data, host)
 	o := &ebpf.RunOptions{Data: data, DataOut: make([]byte, 512), Context: ctx}
 	ret, err := prog.Run(o)
 	if err != nil {

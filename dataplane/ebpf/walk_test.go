@@ -98,7 +98,7 @@ func (c *contents) walk(p service.Packet, pods [2]service.PodDetector) (walked, 
 		flags := c.addresses[mapAddr(p.Destination.Addr())]
 		owned := flags&uint32(bpfAddressFlagADDRESS_VIP|bpfAddressFlagADDRESS_LOCAL) == uint32(bpfAddressFlagADDRESS_VIP)
 		returns := p.Interface != "" && p.Interface == p.Leaves
-		return walked{matched: owned && (flags&addressClusterIP != 0 || returns), action: service.Reject}, nil
+		return walked{matched: owned && (flags&uint32(bpfAddressFlagADDRESS_CLUSTER_IP) != 0 || returns), action: service.Reject}, nil
 	}
 	out := walked{matched: true, action: service.Drop, slots: map[netip.AddrPort]int{}}
 	if fe.Flags&uint8(bpfFrontendFlagFRONTEND_FILTERED) != 0 && !c.inRanges(fe, p.Source.Addr()) {
@@ -171,7 +171,7 @@ func TestMapsMeanWhatTheTableSays(t *testing.T) {
 		r.Apply(gen.Cluster(1 + int(seed%12)))
 		table := r.Table()
 		p := newPlanner(65536)
-		writes, err := p.planAll(context.Background(), table, [2]netip.Addr{}, false)
+		writes, err := p.planAll(context.Background(), table, [2]netip.Addr{}, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
