@@ -224,6 +224,9 @@ static __always_inline enum keep keep_tracked(struct __sk_buff *skb, struct work
 	if (!(f->flags & FLOW_REPLY) && has_to_ask(w, f))
 		return KEEP_ASK;
 	note_packet(w, f);
+	/* A backend that answers a SYN has a new connection, whoever's that is. */
+	if (w->p.tcp_flags & TCP_SYN)
+		f->fast = 0;
 	if (!f->fast) {
 		if (tcp && !(f->flags & FLOW_REPLY))
 			ask_promotion(w, f);
@@ -251,22 +254,6 @@ static __always_inline int forward_fast(struct __sk_buff *skb, struct work *w, s
 	if (rewrite(skb, w, 1) < 0)
 		return drop(REASON_REWRITE, &w->p);
 	return send_out(skb, w);
-}
-
-/*
- * A SYN that is no Service's: whoever sends it towards a backend, from the port of a
- * flow that conntrack has forgotten meanwhile, gets his own answers.
- */
-static __always_inline void leave_way(struct work *w)
-{
-	struct flow *f;
-
-	reverse(&w->peer, &w->p.t);
-	if (!may_have_flow(&w->peer))
-		return;
-	f = bpf_map_lookup_elem(&flows, &w->peer);
-	if (f && f->flags & FLOW_STACK)
-		f->fast = 0;
 }
 
 #endif

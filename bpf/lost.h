@@ -178,8 +178,6 @@ static __always_inline int stranger(struct __sk_buff *skb, struct work *w)
 		return NEXT; /* may be netfilter's, which takes ports as it likes */
 	if (!syn && w->known && from_backend_port(w) && revive(w))
 		return resume(skb, w);
-	if (has_conntrack && syn)
-		leave_way(w);
 	if (is_tracked(&w->p.t) && is_owned(skb, w, flags)) {
 		enum tracked found = find_tracked(skb, w, &w->p.t);
 
