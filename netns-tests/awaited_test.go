@@ -12,7 +12,6 @@ import (
 var awaited = map[string]string{
 	"ports of machines":                    "bpf/lost.h refuses every port that no Service has at an address that is not this node's",
 	"beside keepalived":                    "of the same: the answers to machines that a Service's addresses are, too",
-	"health check beside a firewall":       "nothing in ebpf mode writes a rule into the host's firewall",
 	"beside flannel":                       "bpf/lost.h drops replies at the ports that ebpf mode masquerades with, whoever else uses them",
 	"beside portmap":                       "of the same, hostPorts among them",
 	"beside calico":                        "what is redirected at tc never meets FORWARD, and random ports of others are dropped",
