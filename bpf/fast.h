@@ -23,6 +23,12 @@ static __always_inline bool is_after(__u32 a, __u32 b)
 	return (__s32)(a - b) > 0;
 }
 
+/* Whether the fast way is open to a half. */
+static __always_inline bool is_open(const struct flow *f)
+{
+	return f->fast && f->fast == f->id;
+}
+
 static __always_inline __u32 this_second(void)
 {
 	return bpf_ktime_get_coarse_ns() / SECOND;
@@ -77,6 +83,12 @@ static __always_inline void ask_promotion(struct work *w, struct flow *f)
 	bpf_ringbuf_submit(p, 0);
 }
 
+/* Writes checked and fast as one, so that no other CPU sees the one without the other. */
+static __always_inline void open_way(struct flow *f, __u32 checked, __u32 id)
+{
+	*(volatile __u64 *)&f->checked = (__u64)id << 32 | checked;
+}
+
 /*
  * Opens the fast way to both halves, the packet's forward half being f: conntrack
  * has just said that the flow is established, and that f has its translation.
@@ -86,12 +98,12 @@ static __always_inline void promote(struct work *w, struct flow *f, __u32 ifinde
 	bool tcp = w->p.t.proto == IPPROTO_TCP;
 	struct flow *peer;
 
-	if (f->fast || !(w->ct_status & IPS_ASSURED) ||
+	if (is_open(f) || !(w->ct_status & IPS_ASSURED) ||
 	    (tcp && (!f->ready || w->ct_state != CT_TCP_ESTABLISHED ||
 		     w->p.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))))
 		return;
 	peer = tracked_peer(w, f);
-	if (!peer)
+	if (!peer || peer->id != f->id)
 		return;
 	if (tcp) {
 		f->next = end_of_segment(&w->p);
@@ -99,11 +111,11 @@ static __always_inline void promote(struct work *w, struct flow *f, __u32 ifinde
 		peer->next = w->p.ack;
 		peer->ack = w->p.seq;
 	}
-	peer->checked = 0; /* its next packet goes up, and says where it comes in */
 	peer->ifindex = 0;
-	peer->fast = 1;
 	f->ifindex = ifindex;
-	f->fast = 1;
+	/* The reply half's next packet goes up, asks, and says where it comes in. */
+	open_way(peer, 0, f->id);
+	open_way(f, this_second(), f->id);
 }
 
 /* Ends the fast way of both halves. */
@@ -143,7 +155,7 @@ static __always_inline bool is_fast(const struct flow *f)
 {
 	struct node *n = node_facts();
 
-	return f->fast && n && !(n->flags & NODE_STACK);
+	return is_open(f) && n && !(n->flags & NODE_STACK);
 }
 
 /* ... those that come in by an interface: whether a source fits an other one, the stack
@@ -217,7 +229,7 @@ static __always_inline enum keep keep_tracked(struct __sk_buff *skb, struct work
 {
 	bool tcp = w->p.t.proto == IPPROTO_TCP;
 
-	if (tcp && w->p.tcp_flags & (TCP_FIN | TCP_RST) && f->fast) {
+	if (tcp && w->p.tcp_flags & (TCP_FIN | TCP_RST) && is_open(f)) {
 		note_packet(w, f);
 		return end_segment(skb, w, f);
 	}
@@ -227,7 +239,7 @@ static __always_inline enum keep keep_tracked(struct __sk_buff *skb, struct work
 	/* A backend that answers a SYN has a new connection, whoever's that is. */
 	if (w->p.tcp_flags & TCP_SYN)
 		f->fast = 0;
-	if (!f->fast) {
+	if (!is_open(f)) {
 		if (tcp && !(f->flags & FLOW_REPLY))
 			ask_promotion(w, f);
 		return KEEP_STACK;
@@ -235,11 +247,13 @@ static __always_inline enum keep keep_tracked(struct __sk_buff *skb, struct work
 	if (tcp)
 		note_segment(&w->p, f);
 	if (f->flags & FLOW_REPLY && f->checked != this_second()) {
-		f->checked = this_second();
-		if (!still_tracked(skb, w, f))
+		if (!still_tracked(skb, w, f)) {
 			f->fast = 0;
-		else if (!f->ifindex)
+			return KEEP_STACK;
+		}
+		if (!f->ifindex)
 			f->ifindex = skb->ifindex;
+		f->checked = this_second();
 		return KEEP_STACK;
 	}
 	return passes(w, f, skb->ifindex) && is_usual(&w->p) ? KEEP_FAST : KEEP_STACK;

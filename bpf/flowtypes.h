@@ -32,8 +32,7 @@ struct flow {
 	__u64 seen;    /* host; ns of CLOCK_MONOTONIC, 0 before the first packet */
 	__u8 flags;    /* enum flow_flag */
 	__u8 tcp;      /* enum flow_tcp, of this direction */
-	__u8 pad[2];
-	__u32 checked; /* host; of FLOW_STACK: second of CLOCK_MONOTONIC when conntrack was asked */
+	__u8 pad[6];
 	/* Added to without a lock by who has a packet: two CPUs with packets of one
 	 * direction at the same moment may count one of them. */
 	__u64 bytes;
@@ -41,14 +40,16 @@ struct flow {
 	__u32 packets;
 	__u32 counted_packets;
 	/* Of FLOW_STACK only; docs/design/flows.md says who writes what. */
-	__u32 id;      /* host; tells apart flows that follow each other at one key */
+	__u32 id;      /* host; tells apart flows that follow each other at one key; not 0 */
 	__u32 next;    /* host; TCP: the sequence number behind what was sent */
 	__u32 ack;     /* host; TCP: the highest acknowledgement that was sent */
+	__u32 ifindex; /* host; where packets of a fast half come in; of others, the stack judges */
 	__u16 asked;   /* host; low bits of the second in which the agent was asked */
 	__u8 ready;    /* conntrack does not need to see each segment: the agent saw to it */
-	__u8 fast;     /* plain packets may pass the stack by */
-	__u32 ifindex; /* host; where the half's packets come in: others are the stack's */
-	__u32 pad2;
+	__u8 pad2[5];
+	/* Written as one where both change. */
+	__u32 checked; /* host; second of CLOCK_MONOTONIC in which conntrack was asked */
+	__u32 fast;    /* the half's id: plain packets may pass the stack by; else they may not */
 };
 
 /* What the agent is asked for, and gives back: see ready. */
@@ -73,7 +74,7 @@ struct collection {
 	__u32 keep;    /* in; 1: nothing is deleted, nor counted in flows */
 };
 
-_Static_assert(sizeof(struct flow) == 112, "flow");
+_Static_assert(sizeof(struct flow) == 120, "flow");
 _Static_assert(sizeof(struct promotion) == 48, "promotion");
 _Static_assert(sizeof(struct collection) == 80, "collect");
 

@@ -48,7 +48,7 @@ static __noinline int note_tracked(struct work *w)
 	w->flow.service = w->fe.service;
 	w->flow.epoch = service_epoch(w->fe.service);
 	w->flow.checked = now / SECOND;
-	w->flow.id = bpf_get_prandom_u32();
+	w->flow.id = bpf_get_prandom_u32() | 1;
 	reverse(&w->peer, &w->to);
 	reverse(&w->flow.to, &w->p.t);
 	w->flow.flags = FLOW_REPLY | FLOW_STACK;
@@ -76,7 +76,7 @@ static __noinline int renew_tracked(struct work *w, __u32 ifindex)
 		return note_tracked(w);
 	f->epoch = service_epoch(w->fe.service);
 	note_packet(w, f);
-	if (f->fast && w->p.t.proto == IPPROTO_TCP)
+	if (is_open(f) && w->p.t.proto == IPPROTO_TCP)
 		note_segment(&w->p, f);
 	promote(w, f, ifindex);
 	f->checked = this_second();
@@ -125,6 +125,17 @@ static __always_inline int send_again(struct __sk_buff *skb, struct work *w)
 	return bpf_redirect(LO_IFINDEX, BPF_F_INGRESS);
 }
 
+/* Whether a Pod's packet goes to a backend that is no Pod, on a node where somebody
+ * else has rules of NAT for what leaves it: they are not asked about a flow that has its
+ * translation, and a plugin's masquerade would be missed. */
+static __always_inline bool leaves_cluster(const struct work *w)
+{
+	struct node *n = node_facts();
+
+	return n && n->flags & NODE_OTHERS_NAT && in_pod_network(n, &w->p.t.src) &&
+	       !in_pod_network(n, &w->to.dst);
+}
+
 /* reads w->p, w->fe; writes w->be, w->to, w->fib, w->flow and what these need */
 static __always_inline int translate_tracked(struct __sk_buff *skb, struct work *w, __u8 route)
 {
@@ -136,7 +147,7 @@ static __always_inline int translate_tracked(struct __sk_buff *skb, struct work 
 	set_backend(w);
 	/* A backend on this host answers from here, and hairpin cannot be. What this
 	 * host sends has its address already. */
-	if ((route & ROUTE_MASQUERADE || same_addr(&w->p.t.src, &w->to.dst)) &&
+	if ((route & ROUTE_MASQUERADE || same_addr(&w->p.t.src, &w->to.dst) || leaves_cluster(w)) &&
 	    !(address_flags(&w->to.dst) & ADDRESS_LOCAL) &&
 	    !(address_flags(&w->p.t.src) & ADDRESS_LOCAL)) {
 		own = route_source(skb, w);

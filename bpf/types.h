@@ -173,6 +173,7 @@ enum node_flag {
 	NODE_LOOPBACK6 = 32,
 	NODE_PASS_UNKNOWN = 64, /* TCP without a flow is left to the stack, not reset */
 	NODE_STACK = 128,       /* no packet passes the stack by */
+	NODE_OTHERS_NAT = 256,  /* other programs have rules of NAT for what leaves the node */
 };
 
 /* The facts of this node; one element. */

@@ -20,6 +20,7 @@ import (
 	"github.com/nodeproxy/nodeproxy/admin"
 	"github.com/nodeproxy/nodeproxy/dataplane"
 	"github.com/nodeproxy/nodeproxy/dataplane/ebpf"
+	"github.com/nodeproxy/nodeproxy/dataplane/iptables"
 	"github.com/nodeproxy/nodeproxy/health"
 	"github.com/nodeproxy/nodeproxy/metrics"
 	"github.com/nodeproxy/nodeproxy/service"
@@ -36,6 +37,7 @@ type observer struct {
 	proxy    *health.Proxy
 	path     *health.DataPath
 	checks   *health.ServiceChecks
+	firewall *iptables.HealthPorts // in ebpf mode, once it was needed
 	events   *eventWriter
 	eligible atomic.Bool // load balancers may use this node
 	needNode bool        // a node that the source does not know is not eligible
@@ -109,8 +111,33 @@ func (o *observer) watch(loop *dataplane.Loop) {
 		}
 		o.last.Store(last)
 		o.checks.Update(r.Table)
+		o.openHealthPorts(&r)
 		o.metrics.Synced(metrics.Sync{Err: r.Err, Full: r.Full, Changed: r.Services, Duration: r.Duration, Table: r.Table})
 		synced(r)
+	}
+}
+
+// firewallPatience bounds a write to the host's firewall.
+const firewallPatience = 10 * time.Second
+
+// openHealthPorts has the host's firewall accept what checks listens on, where the
+// mode does not do that itself. Load balancers ask in vain otherwise, which is no
+// reason to stop.
+func (o *observer) openHealthPorts(r *dataplane.Report) {
+	if o.mode != modeEBPF {
+		return
+	}
+	if o.firewall == nil {
+		o.firewall = iptables.NewHealthPorts(o.opts.iptables(o.log))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), firewallPatience)
+	defer cancel()
+	changed := r.Services
+	if r.Full {
+		changed = nil
+	}
+	if err := o.firewall.Sync(ctx, r.Table, changed); err != nil {
+		o.log.Warn("the host's firewall may keep load balancers from health-check node ports", "error", err)
 	}
 }
 

@@ -113,8 +113,7 @@ type bpfFlow struct {
 	Seen           uint64
 	Flags          uint8
 	Tcp            uint8
-	Pad            [2]uint8
-	Checked        uint32
+	Pad            [6]uint8
 	Bytes          uint64
 	CountedBytes   uint64
 	Packets        uint32
@@ -122,11 +121,12 @@ type bpfFlow struct {
 	Id             uint32
 	Next           uint32
 	Ack            uint32
+	Ifindex        uint32
 	Asked          uint16
 	Ready          uint8
-	Fast           uint8
-	Ifindex        uint32
-	Pad2           uint32
+	Pad2           [5]uint8
+	Checked        uint32
+	Fast           uint32
 }
 
 type bpfFlowFilter struct {
@@ -272,6 +272,7 @@ const (
 	bpfNodeFlagNODE_LOOPBACK6    bpfNodeFlag = 32
 	bpfNodeFlagNODE_PASS_UNKNOWN bpfNodeFlag = 64
 	bpfNodeFlagNODE_STACK        bpfNodeFlag = 128
+	bpfNodeFlagNODE_OTHERS_NAT   bpfNodeFlag = 256
 )
 
 type bpfPortFlag uint32

@@ -46,7 +46,7 @@ func (r *Reader) wanted(ctx context.Context, table *service.Table) (*contents, e
 	if p.kernel, err = r.contents(); err != nil {
 		return nil, err
 	}
-	writes, err := p.planAll(ctx, table, primaryAddresses(), bpfNodeFlag(p.kernel.node.Flags)&bpfNodeFlagNODE_STACK)
+	writes, err := p.planAll(ctx, table, primaryAddresses(), bpfNodeFlag(p.kernel.node.Flags)&(bpfNodeFlagNODE_STACK|bpfNodeFlagNODE_OTHERS_NAT))
 	if err != nil {
 		return nil, err
 	}

@@ -43,7 +43,8 @@ type Dataplane struct {
 	interfaces *interfaces
 	unsure     bool // the last Sync failed: the mirror may be wrong
 	synced     bool // some Sync did not fail: there is a mirror
-	way        Way  // that new flows take
+	way        Way  // that packets take
+	othersNAT  bool // another program translates what leaves the node
 	waiting    bool // to attach, until the maps are filled: another layout's programs work meanwhile
 }
 

@@ -94,14 +94,10 @@ func (s modelState) promote(c party, f faults, add func(modelState)) {
 		if s.ct != c || s.half != c || !s.sent[c] {
 			return
 		}
-	case 1:
-		if !f.promoteWithoutCheck {
-			n.checked = false
-		} else {
-			n.checked = true
+	case 1: // open_way: one store, into the half that was looked up
+		if s.half == c {
+			n.fast, n.checked = true, f.promoteWithoutCheck
 		}
-	case 2:
-		n.fast = true
 	default:
 		return
 	}

@@ -88,18 +88,16 @@ func (d *Dataplane) lookForWay() (changed bool, err error) {
 		d.drift.Add(1)
 		d.o.Logger.Warn("another program removed our nftables table; it is there again", "table", hooksTable(d.o.Instance))
 	}
-	var foreign []string
-	if d.o.Forwarding == ForwardingAuto {
-		if foreign, err = foreignChains(); err != nil {
-			return repaired, err
-		}
+	o, err := lookForOthers()
+	if err != nil {
+		return repaired, err
 	}
-	was := d.way
-	d.way = chooseWay(d.o.Forwarding, foreign)
+	was, nat := d.way, d.othersNAT
+	d.way, d.othersNAT = chooseWay(d.o.Forwarding, o.chains), o.nat
 	if was != d.way {
 		d.o.Logger.Info("forwarding", "way", string(d.way.Forwarding), "reason", d.way.Reason)
 	}
-	return repaired || was != d.way, nil
+	return repaired || was != d.way || nat != d.othersNAT, nil
 }
 
 // followNetfilter looks again whenever somebody changes nf_tables, iptables-nft among
@@ -145,7 +143,7 @@ func (d *Dataplane) followWay() error {
 		return err
 	}
 	node := &d.planner.kernel.node
-	flags := bpfNodeFlag(node.Flags)&^(bpfNodeFlagNODE_STACK|bpfNodeFlagNODE_PASS_UNKNOWN) | d.modes()
+	flags := bpfNodeFlag(node.Flags)&^(bpfNodeFlagNODE_STACK|bpfNodeFlagNODE_PASS_UNKNOWN|bpfNodeFlagNODE_OTHERS_NAT) | d.modes()
 	if node.Flags != uint32(flags) {
 		node.Flags = uint32(flags)
 		if err := d.objs.Node.Put(uint32(0), *node); err != nil {
@@ -163,6 +161,9 @@ func (d *Dataplane) modes() bpfNodeFlag {
 	}
 	if d.way.Forwarding == ForwardingStack {
 		modes |= bpfNodeFlagNODE_STACK
+	}
+	if d.othersNAT {
+		modes |= bpfNodeFlagNODE_OTHERS_NAT
 	}
 	return modes
 }

@@ -181,29 +181,34 @@ var passedBy = map[nftables.ChainHook]string{
 	*nftables.ChainHookPrerouting: "prerouting", *nftables.ChainHookForward: "forward", *nftables.ChainHookPostrouting: "postrouting",
 }
 
-// foreignChains names the chains of others, in nf_tables and in the older tables of
-// iptables, that a packet meets on the stack way and not on the fast one, and that
-// have rules or a policy of their own.
-func foreignChains() ([]string, error) {
-	names, err := foreignNFT()
-	if err != nil {
-		return nil, err
-	}
-	legacy, err := foreignLegacy()
-	return append(names, legacy...), err
+// others is what other programs have in netfilter.
+type others struct {
+	// chains are the names of those that a packet meets on the stack way and not on
+	// the fast one, and that have rules or a policy of their own.
+	chains []string
+	// nat tells that one of them translates what leaves the node.
+	nat bool
 }
 
-func foreignNFT() (names []string, err error) {
+// lookForOthers looks into nf_tables and the older tables of iptables.
+func lookForOthers() (o others, err error) {
+	if err := o.addNFT(); err != nil {
+		return o, err
+	}
+	return o, o.addLegacy()
+}
+
+func (o *others) addNFT() error {
 	nft, err := nftables.New()
 	if err != nil {
-		return nil, fmt.Errorf("nftables: %w", err)
+		return fmt.Errorf("nftables: %w", err)
 	}
 	chains, err := nft.ListChains()
 	if lacksNFT(err) {
-		return nil, nil
+		return nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("nftables: list chains: %w", err)
+		return fmt.Errorf("nftables: list chains: %w", err)
 	}
 	for _, c := range chains {
 		if !isPassedBy(c) || isHooksTable(c.Table.Name) {
@@ -211,13 +216,14 @@ func foreignNFT() (names []string, err error) {
 		}
 		rules, err := nft.GetRules(c.Table, c)
 		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return nil, fmt.Errorf("nftables: list rules of %s %s: %w", c.Table.Name, c.Name, err)
+			return fmt.Errorf("nftables: list rules of %s %s: %w", c.Table.Name, c.Name, err)
 		}
 		if len(withoutOurs(rules)) > 0 || c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
-			names = append(names, fmt.Sprintf("nft %s %s %s", familyNames[c.Table.Family], c.Table.Name, c.Name))
+			o.chains = append(o.chains, fmt.Sprintf("nft %s %s %s", familyNames[c.Table.Family], c.Table.Name, c.Name))
+			o.nat = o.nat || c.Type == nftables.ChainTypeNAT && *c.Hooknum == *nftables.ChainHookPostrouting
 		}
 	}
-	return names, nil
+	return nil
 }
 
 // withoutOurs leaves out the jump to our own chain.
@@ -253,27 +259,30 @@ var legacyTables = [2][2]string{
 	{"/proc/thread-self/net/ip6_tables_names", "ip6tables-legacy-save"},
 }
 
-func foreignLegacy() (names []string, err error) {
+func (o *others) addLegacy() error {
 	for _, family := range legacyTables {
 		tables, err := os.ReadFile(family[0])
 		if errors.Is(err, fs.ErrNotExist) || err == nil && len(tables) == 0 {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("legacy iptables tables: %w", err)
+			return fmt.Errorf("legacy iptables tables: %w", err)
 		}
 		out, err := exec.Command(family[1]).Output()
 		if errors.Is(err, exec.ErrNotFound) {
 			// What cannot be read may be anything.
-			names = append(names, "legacy tables "+strings.Join(strings.Fields(string(tables)), ", "))
+			o.chains = append(o.chains, "legacy tables "+strings.Join(strings.Fields(string(tables)), ", "))
+			o.nat = true
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", family[1], err)
+			return fmt.Errorf("%s: %w", family[1], err)
 		}
-		names = append(names, foreignInSave(string(out))...)
+		names := foreignInSave(string(out))
+		o.chains = append(o.chains, names...)
+		o.nat = o.nat || slices.Contains(names, "legacy nat POSTROUTING")
 	}
-	return names, nil
+	return nil
 }
 
 // foreignInSave names the built-in chains with rules or a policy of DROP in what

@@ -86,7 +86,7 @@ func New(ctx context.Context, opts Options) (*Dataplane, error) {
 		}
 		switch {
 		case err == nil:
-			d.families[f] = &familyRules{kernel: k, unsure: true}
+			d.families[f] = &familyRules{kernel: k, owned: ours, unsure: true}
 		case f == service.IPv4:
 			return nil, err
 		default:

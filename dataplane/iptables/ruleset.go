@@ -267,8 +267,12 @@ func (r *ruleset) hooks() []hook {
 		{table: "filter", chain: "INPUT", rule: isNew + by + " -j " + chainNewFlows},
 		{table: "filter", chain: "FORWARD", rule: isNew + by + " -j " + chainNewFlows},
 		{table: "filter", chain: "OUTPUT", rule: isNew + by + " -j " + chainNewFlows},
-		{table: "filter", chain: "INPUT", rule: " -p tcp" + by + " -j " + chainHealth},
+		r.healthHook(),
 	}
+}
+
+func (r *ruleset) healthHook() hook {
+	return hook{table: "filter", chain: "INPUT", rule: " -p tcp" + comment(r.owner) + " -j " + chainHealth}
 }
 
 // put wants a chain to hold rules, or to be gone if they are nil.

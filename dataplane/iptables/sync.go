@@ -11,6 +11,8 @@ import (
 type familyRules struct {
 	kernel *kernel
 	rules  *ruleset // nil until the first Sync
+	// owned tells the chains that are its to delete where nobody wants them.
+	owned func(chain string) bool
 	// unsure means that the kernel may not hold what rules says it does.
 	unsure bool
 	// verified is the kernel's generation of rules at which it was last seen to
@@ -147,7 +149,7 @@ func (fam *familyRules) drift(ctx context.Context, table string, wanted map[stri
 	if err != nil {
 		return tableDrift{}, err
 	}
-	saved := parseSave(out, ours)
+	saved := parseSave(out, fam.owned)
 	d := tableDrift{exists: func(chain string) bool { _, ok := saved.shapes[chain]; return ok }}
 	for name, sum := range wanted {
 		if shape, ok := saved.shapes[name]; !ok || shape != sum.shape {
