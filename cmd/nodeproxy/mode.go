@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/nodeproxy/nodeproxy/dataplane"
@@ -24,9 +22,6 @@ func openDataplane(ctx context.Context, opts *runOptions, mode string, log *slog
 	}
 	if mode == modeEBPF {
 		o := opts.ebpf(log)
-		if o.PacketsOnly {
-			warnOfFilters(log)
-		}
 		o.PassUnknown = h.chains
 		dp, err := ebpf.New(o)
 		if err != nil {
@@ -129,25 +124,5 @@ func (o *runOptions) iptables(log *slog.Logger) iptables.Options {
 	return iptables.Options{
 		Backend: iptables.Backend(o.backend), MasqueradeBit: o.masqueradeBit, PingServiceIPs: o.pingServiceIPs,
 		Instance: o.instance, Log: log,
-	}
-}
-
-// warnOfFilters names the settings that keep answers from the node's own
-// processes where no socket is translated: such an answer has the Service's
-// address as its source when the stack takes it, by an interface that does not
-// lead there.
-func warnOfFilters(log *slog.Logger) {
-	settings, _ := filepath.Glob("/proc/sys/net/ipv4/conf/*/rp_filter") // the pattern is right
-	var names []string
-	for _, path := range settings {
-		value, err := os.ReadFile(path)
-		name := filepath.Base(filepath.Dir(path))
-		if err == nil && strings.TrimSpace(string(value)) != "0" && name != "default" && name != "lo" {
-			names = append(names, "net.ipv4.conf."+name+".rp_filter")
-		}
-	}
-	if len(names) > 0 {
-		log.Warn("with --sockets=false, the node's own processes get no answers from Services over IPv4 while rp_filter is on; set it to 0, for all and for each interface",
-			"settings", strings.Join(names, ","))
 	}
 }

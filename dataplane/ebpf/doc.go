@@ -20,29 +20,34 @@
 //
 // # The way of a packet
 //
-//	parse (packet.h) - flow? (flow.h) - yes: route, rewrite, send (forward.h, nat.h)
-//	                                  - no: frontend? (lookup.h) - no: lost.h, to the next program
-//	                                        yes: begin.h: policy, backend, route, source port,
-//	                                             both halves of the flow, rewrite, send
-//	ICMP errors (icmp.h) are about a flow or go on. answer.h makes resets and ICMP errors.
+// The kernel's conntrack owns every TCP and UDP flow; docs/design/flows.md has the
+// states and the steps.
 //
-// A translated packet leaves by bpf_fib_lookup and bpf_redirect_neigh, or
-// bpf_redirect_peer where asked for, and meets no netfilter. It is left to the
-// stack if its destination is this host, and where only the stack can send it
-// (IPv4 to be cut in pieces, forwarding off, routes that encapsulate). The stack
-// refuses packets that come with the host's own source, so a masqueraded one of
-// those is dropped and counted ("unsendable").
+//	parse (packet.h) - half in flows? (fast.h) - fast, and plain: route, rewrite, send (forward.h, nat.h)
+//	                                           - else: counted, to the stack, which translates
+//	                   no: frontend? (lookup.h) - no: lost.h, to the next program
+//	                       yes: tracked.h: conntrack is asked (ct.h); policy, backend, source,
+//	                            conntrack entry with its translation, both halves; to the stack
+//	ICMP errors are conntrack's. answer.h makes resets and ICMP errors, so many a second.
 //
-// A flow hit costs one hash lookup. A packet that is no service's costs the
-// same miss and two array lookups by port, and another hash lookup for each of
-// these: some frontend has its destination port; a backend somewhere has its
-// source port, and it is no SYN; it is no TCP, or a SYN.
+// What the stack refuses, cuts, or sends by a route of its own is the stack's. On the fast
+// way a packet leaves by bpf_fib_lookup and bpf_redirect_neigh, or bpf_redirect_peer where
+// asked for, and meets no netfilter; [Options.Forwarding] says when.
 //
-// At XDP of uplinks, where asked for, packets of known flows that leave by an
-// uplink too take a short cut (xdp.h); all others go on to tc.
+// SCTP flows, and those of an agent of an older layout, are translated by flows itself:
+// begin.h, flow.h, closing.h, nat.h. So is everything on a kernel without conntrack's
+// functions for programs.
 //
-// An unknown port of an address that only Services have is refused, and so are
-// echo requests to it ("unknown_port").
+// A packet that is no Service's costs a look into a Bloom filter (filter.h), a lookup of
+// its destination address, and one of its port if that is in use.
+//
+// Frames for other hosts are not looked at (receiver.h). Martian sources are dropped
+// where they would be translated ("martian"). Of a ClusterIP, what no Service serves is
+// refused or dropped ("unknown_port", "unknown_protocol"); of any other Service address
+// only what would go back to where it came from.
+//
+// At XDP of uplinks, where asked for, packets on the fast way that leave by an uplink too
+// take a short cut (xdp.h); all others go on to tc.
 //
 // # Maps
 //
@@ -54,12 +59,16 @@
 //	                affinity, and by flows after a change
 //	services        service id -> epoch, which changes with members
 //	source_ranges   service id, prefix
-//	addresses       address -> of this node, carries node ports, some frontend's
+//	addresses       address -> of this node, carries node ports, some frontend's, a ClusterIP
 //	ports           port -> bits: has frontends, or backends, by protocol; a filter,
 //	                nothing else
-//	interfaces      index -> masquerade address, Pods', a Pod's veth
+//	interfaces      index -> masquerade address, hardware address, Pods', a Pod's veth
 //	node            the facts of the node
 //	flows           5-tuple -> what the packet becomes, state, last seen; two halves each
+//	flow_filters, flow_filter_state
+//	                a Bloom filter before flows, filled in turns
+//	promotions      flows that the agent is asked to make ready for the fast way
+//	answer_times    address -> when the next answer to it is due
 //	affinities      service id, client -> endpoint, last use
 //	pairs           a flow's key in one direction -> in the other; oldest go first
 //	fragments       source, destination, id, protocol -> ports
@@ -80,15 +89,13 @@
 // generation that a frontend names. TestTransitionsNeverLeaveAHole looks after
 // every write, TestFailAtEveryWrite fails each.
 //
-// A flow is two halves. What a half makes of a packet, read backwards, is the
-// other's key. The reply half is inserted first and deleted last. Each half
-// looks for the other once a second and makes it again. A packet that finds no
-// half of its own asks pairs where the other would be, and makes it again at
-// once if that one is there (lost.h).
+// A flow that conntrack owns outlives its halves: flows is a cache of it.
 //
-// An established flow is never given up for a new one: flows is a plain hash.
-// When it is full, new flows are dropped and counted. From 80 % on, unanswered
-// and closing flows are collected early.
+// A flow that flows owns is two halves. What a half makes of a packet, read backwards, is
+// the other's key. The reply half is inserted first and deleted last. Each half looks for
+// the other once a second and makes it again. It is never given up for a new one: when
+// flows is full, new flows are dropped and counted. From 80 % on, unanswered and closing
+// flows are collected early.
 //
 // The collect program decides and deletes in one go in the kernel.
 //
@@ -104,21 +111,13 @@
 //
 // # Limits
 //
-//   - Masqueraded flows towards one endpoint at a time: as many as there are
-//     masquerade ports, 4,536 by default. When free ones are hard to find, those
-//     of closed TCP connections are taken, and of UDP flows that were one
-//     question and answer five seconds ago.
-//   - Without socket programs ([Options.PacketsOnly]) a process of the host
-//     reaches neither node ports on loopback nor, through a Service, a backend
-//     in the host's own network: no program is on lo.
 //   - SCTP ports cannot be changed, since no helper sums CRC32c: such flows are
 //     dropped ("sctp_port"). Equal ports work.
-//   - A later fragment that overtakes the first is dropped ("fragment_orphan")
-//     if it is to a service's own address, and left to the stack otherwise.
-//   - At an external or load-balancer address that some machine has besides, the
-//     programs refuse every port that no Service has; [service.Kind.MayBeAMachines]
-//     says what is meant. At most 1,024 addresses of each network that is local by
-//     a route are known.
 //   - A socket that talks to two destinations with one backend by UDP, without
 //     connecting, cannot tell their answers apart: they bear the older's address.
+//   - A container that is no Pod counts as one when its socket is translated.
+//   - conntrack's own events and counters do not show these flows (a limit of the kernel's
+//     functions for programs): the counters and events here do.
+//   - Kernels before 6.7 do not tell a program the source that a route gives: the
+//     interface's first address is used.
 package ebpf

@@ -31,23 +31,23 @@ func runIn(n *testNet, command string) error {
 // TestBesideTheFirewall: a host that forwards nothing and drops what conntrack
 // calls invalid, under each rp_filter, still serves.
 func TestBesideTheFirewall(t *testing.T) {
-	n := newTestNet(t)
-	n.serveAll(t)
-	for _, iptables := range []string{"iptables", "ip6tables"} {
-		err := runIn(n, fmt.Sprintf("%[1]s -P FORWARD DROP && %[1]s -A INPUT -m conntrack --ctstate INVALID -j DROP && "+
-			"%[1]s -A FORWARD -m conntrack --ctstate INVALID -j DROP", iptables))
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	// As network plugins do.
-	if err := runIn(n, "iptables -A FORWARD -s 10.244.0.0/16 -j ACCEPT && ip6tables -A FORWARD -s fd00:244::/32 -j ACCEPT"); err != nil {
-		t.Fatal(err)
-	}
 	for _, forwarding := range []Forwarding{"", ForwardingAuto, ForwardingFast} {
-		d := n.start(t, Options{PacketsOnly: true, Forwarding: forwarding})
-		n.serveBesideTheFirewall(t, d)
-		d.Close()
+		t.Run("forwarding="+string(forwarding), func(t *testing.T) {
+			n := newTestNet(t)
+			n.serveAll(t)
+			for _, iptables := range []string{"iptables", "ip6tables"} {
+				err := runIn(n, fmt.Sprintf("%[1]s -P FORWARD DROP && %[1]s -A INPUT -m conntrack --ctstate INVALID -j DROP && "+
+					"%[1]s -A FORWARD -m conntrack --ctstate INVALID -j DROP", iptables))
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			// As network plugins do.
+			if err := runIn(n, "iptables -A FORWARD -s 10.244.0.0/16 -j ACCEPT && ip6tables -A FORWARD -s fd00:244::/32 -j ACCEPT"); err != nil {
+				t.Fatal(err)
+			}
+			n.serveBesideTheFirewall(t, n.start(t, Options{PacketsOnly: true, Forwarding: forwarding}))
+		})
 	}
 }
 
