@@ -28,30 +28,43 @@ type objects struct {
 
 // decode reads manifests: YAML with any number of documents, or JSON, holding
 // objects or lists of them. An error names the document, counted from 1, and
-// the field; then nothing of the file may be used.
+// the field, of the first that cannot be read; the others are returned with it.
 func decode(data []byte) (*objects, error) {
 	out := &objects{ignored: map[string]int{}}
 	next, plain := documents(data)
+	var errs []error
 	for n := 1; ; n++ {
 		doc, err := next()
 		if errors.Is(err, io.EOF) {
-			return out, nil
+			return out, firstOf(errs)
 		}
-		if err != nil {
-			return nil, fmt.Errorf("document %d: %w", n, err)
+		if err != nil { // where the next one begins is not known
+			return out, firstOf(append(errs, fmt.Errorf("document %d: %w", n, err)))
 		}
 		if !plain { // reading JSON as YAML takes many times as long
-			if doc, err = yaml.YAMLToJSON(doc); err != nil {
-				return nil, fmt.Errorf("document %d: %w", n, err)
-			}
+			doc, err = yaml.YAMLToJSON(doc)
 		}
-		if s := string(bytes.TrimSpace(doc)); s == "null" || s == "" {
+		if s := string(bytes.TrimSpace(doc)); err == nil && (s == "null" || s == "") {
 			continue // only comments
 		}
-		if err := out.add(doc); err != nil {
-			return nil, fmt.Errorf("document %d: %w", n, err)
+		if err == nil {
+			err = out.add(doc)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("document %d: %w", n, err))
 		}
 	}
+}
+
+// firstOf returns the first error, and how many more there are; nil for none.
+func firstOf(errs []error) error {
+	switch len(errs) {
+	case 0:
+		return nil
+	case 1:
+		return errs[0]
+	}
+	return fmt.Errorf("%w (and %d more)", errs[0], len(errs)-1)
 }
 
 // documents returns a function that hands out one document after the other, and
@@ -101,22 +114,28 @@ func (o *objects) add(doc []byte) error {
 		if err := unmarshal(doc, &in); err != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}
+		if in.Name == "" {
+			return nameless(what)
+		}
 		in.Namespace = namespaceOf(in.Namespace)
 		slice, w := convertEndpointSlice(&in)
 		o.warn(what, w)
 		if slice != nil {
 			o.slices = append(o.slices, slice)
 		}
-		return nameless(what, in.Name)
+		return nil
 	case "v1 Node":
 		var in v1.Node
 		if err := unmarshal(doc, &in); err != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}
+		if in.Name == "" {
+			return nameless(what)
+		}
 		node, w := convertNode(&in)
 		o.warn(what, w)
 		o.nodes = append(o.nodes, node)
-		return nameless(what, in.Name)
+		return nil
 	}
 	if meta.Kind == "" || meta.APIVersion == "" {
 		return errors.New("apiVersion and kind are missing: this is no Kubernetes manifest")
@@ -130,6 +149,9 @@ func (o *objects) addService(doc []byte, what string) error {
 	if err := unmarshal(doc, &in); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
+	if in.Name == "" {
+		return nameless(what)
+	}
 	in.Namespace = namespaceOf(in.Namespace)
 	if in.Spec.ClusterIP == "" && len(in.Spec.ClusterIPs) == 0 && in.Spec.Type != v1.ServiceTypeExternalName {
 		return fmt.Errorf("%s: spec.clusterIP is missing: no API server is here to choose one; "+
@@ -138,7 +160,7 @@ func (o *objects) addService(doc []byte, what string) error {
 	svc, w := convertService(&in)
 	o.warn(what, w)
 	o.services = append(o.services, svc)
-	return nameless(what, in.Name)
+	return nil
 }
 
 // addList adds the items of a list. Those of a typed list may leave out their
@@ -150,11 +172,13 @@ func (o *objects) addList(doc []byte, list metav1.TypeMeta) error {
 	if err := unmarshal(doc, &in); err != nil {
 		return err
 	}
+	var errs []error
 	for i, item := range in.Items {
 		if kind, typed := itemKind[list.Kind]; typed {
 			var fields map[string]json.RawMessage
 			if err := unmarshal(item, &fields); err != nil {
-				return fmt.Errorf("items[%d]: %w", i, err)
+				errs = append(errs, fmt.Errorf("items[%d]: %w", i, err))
+				continue
 			}
 			if _, ok := fields["kind"]; !ok {
 				fields["kind"], _ = json.Marshal(kind)
@@ -163,10 +187,10 @@ func (o *objects) addList(doc []byte, list metav1.TypeMeta) error {
 			}
 		}
 		if err := o.add(item); err != nil {
-			return fmt.Errorf("items[%d]: %w", i, err)
+			errs = append(errs, fmt.Errorf("items[%d]: %w", i, err))
 		}
 	}
-	return nil
+	return firstOf(errs)
 }
 
 var itemKind = map[string]string{"ServiceList": "Service", "NodeList": "Node", "EndpointSliceList": "EndpointSlice"}
@@ -194,12 +218,7 @@ func namespaceOf(s string) string {
 	return s
 }
 
-func nameless(what, name string) error {
-	if name == "" {
-		return fmt.Errorf("%s: metadata.name is missing", what)
-	}
-	return nil
-}
+func nameless(what string) error { return fmt.Errorf("%s: metadata.name is missing", what) }
 
 // Decode reads manifests as [File] does and returns them as complete changes,
 // with what it passed over in words.

@@ -19,6 +19,7 @@ import (
 // runOptions are the flags of nodeproxy run, as they were typed.
 type runOptions struct {
 	mode, source                 string
+	maxManifest                  int64 // bytes
 	client                       source.ClientOptions
 	kubeProxy                    kubeProxyOptions
 	flags                        *pflag.FlagSet // all of these, as they are in force
@@ -62,6 +63,7 @@ func (o *runOptions) register(f *pflag.FlagSet) {
 	o.flags = f
 	f.StringVar(&o.mode, "mode", modeAuto, "how to program the kernel: iptables, ebpf, or auto")
 	f.StringVar(&o.source, "source", "", "where Services come from: kubernetes, or file:PATH, a manifest file or a directory of them (default kubernetes in a cluster or with --kubeconfig)")
+	f.Int64Var(&o.maxManifest, "max-manifest-size", source.DefaultMaxFile, "bytes above which a manifest file is not read, with --source file:PATH")
 	registerClient(f, &o.client)
 	o.kubeProxy.register(f)
 	f.StringVar(&o.hostname, "hostname-override", "", "name of this Node, where it is not the host name")
@@ -134,6 +136,9 @@ func (o *runOptions) validate() error {
 	}
 	if o.masqueradeBit < 0 || o.masqueradeBit > 31 {
 		return fmt.Errorf("--iptables-masquerade-bit %d: use 0 to 31", o.masqueradeBit)
+	}
+	if o.maxManifest <= 0 {
+		return fmt.Errorf("--max-manifest-size %d: use more than 0 bytes, such as %d", o.maxManifest, source.DefaultMaxFile)
 	}
 	if o.drainPoll <= 0 {
 		return fmt.Errorf("--drain-poll %v: use more than 0", o.drainPoll)

@@ -68,6 +68,7 @@ func run(ctx context.Context, opts *runOptions) error {
 	if err := requireRoot("nodeproxy run"); err != nil {
 		return err
 	}
+	defer endInTime(ctx, log)()
 	src, client, err := opts.openSource(node.NodeName, log)
 	if err != nil {
 		return err
@@ -97,7 +98,7 @@ func run(ctx context.Context, opts *runOptions) error {
 	a := &agent{opts: opts, log: log, dataplane: dp, source: listed, node: node, config: config, inPlace: takeOver.finish,
 		observer: newObserver(opts, mode, node.NodeName, client, log)}
 	a.observer.nodeName, a.observer.dataplane = node.NodeName, dp
-	a.pods = &podFinder{client: client, manifests: strings.TrimPrefix(opts.source, filePrefix)}
+	a.pods = &podFinder{client: client, manifests: strings.TrimPrefix(opts.source, filePrefix), maxManifest: opts.maxManifest}
 	if err := a.observer.collect(dp); err != nil {
 		return err
 	}
