@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/nodeproxy/nodeproxy/dataplane/netevents"
 )
 
 // LocalAddresses lists the addresses on the interfaces of this network
@@ -43,11 +45,9 @@ const addressPoll = 30 * time.Second
 // WatchAddresses sends the addresses of this node's interfaces to out, at once
 // and whenever they change, until ctx ends, whose error it returns.
 func WatchAddresses(ctx context.Context, log *slog.Logger, out chan<- []netip.Addr) error {
-	done := make(chan struct{})
-	defer close(done)
-	updates := make(chan netlink.AddrUpdate, 64)
-	if err := netlink.AddrSubscribe(updates, done); err != nil {
-		return fmt.Errorf("subscribe to interface addresses: %w", err)
+	updates, err := (&netevents.Follower{Log: log}).Addresses(ctx)
+	if err != nil {
+		return err
 	}
 	var last []netip.Addr
 	for first := true; ; first = false {
@@ -69,7 +69,7 @@ func WatchAddresses(ctx context.Context, log *slog.Logger, out chan<- []netip.Ad
 	}
 }
 
-func nextUpdate(ctx context.Context, updates <-chan netlink.AddrUpdate) error {
+func nextUpdate(ctx context.Context, updates <-chan struct{}) error {
 	var settled <-chan time.Time
 	for {
 		select {
@@ -79,11 +79,7 @@ func nextUpdate(ctx context.Context, updates <-chan netlink.AddrUpdate) error {
 			return nil
 		case <-time.After(addressPoll):
 			return nil
-		case _, ok := <-updates:
-			if !ok { // the socket fell behind: look now and then instead
-				updates = nil
-				continue
-			}
+		case <-updates:
 			if settled == nil {
 				settled = time.After(addressSettle)
 			}
