@@ -34,8 +34,12 @@ type Status struct {
 	// DataPath is what a probe of the data path found, if it has failed for long.
 	DataPath string `json:"dataPath,omitempty"`
 	LastSync *Sync  `json:"lastSync,omitempty"`
-	// Services and Backends are what this node translates; nil before the
-	// first complete list.
+	// Syncing is when the sync began that runs now.
+	Syncing *time.Time `json:"syncing,omitempty"`
+	// Uncounted means that Services, Backends and Problems are not known: nothing
+	// was listed yet, or a sync takes long.
+	Uncounted bool `json:"uncounted,omitempty"`
+	// Services and Backends are what this node translates.
 	Services int       `json:"services"`
 	Backends int       `json:"backends"`
 	Problems []Problem `json:"problems,omitempty"`

@@ -39,6 +39,8 @@ type Loop struct {
 	// Queued, if set, is called when something has to be synced, from Run's
 	// goroutine.
 	Queued func()
+	// Syncing, if set, is called before each sync, from Run's goroutine.
+	Syncing func()
 	// Synced, if set, is called after each sync, from Run's goroutine.
 	Synced func(Report)
 	// Problem, if set, is told once of each part of a Service that is not
@@ -194,6 +196,9 @@ func (s *loopState) sync(ctx context.Context) {
 	}
 	table := s.resolver.Table()
 	s.reportProblems(table)
+	if s.Syncing != nil {
+		s.Syncing()
+	}
 	start := time.Now()
 	err := s.Dataplane.Sync(ctx, table, changed)
 	took := time.Since(start)

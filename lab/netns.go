@@ -21,6 +21,9 @@ func netnsName(lab, place string) string { return "np-" + lab + "-" + place }
 
 // createNetns makes a named network namespace.
 func createNetns(name string) error {
+	if err := shareNetnsDir(); err != nil {
+		return fmt.Errorf("create network namespace %s: %w", name, err)
+	}
 	return onNetnsThread(func() error {
 		ns, err := netns.NewNamed(name) // enters it too
 		if err != nil {
@@ -28,6 +31,26 @@ func createNetns(name string) error {
 		}
 		return ns.Close()
 	})
+}
+
+// shareNetnsDir makes netnsDir a shared mount of its own, as iproute2 does before
+// its first name. Whoever did that later would put a mount over our names, under
+// which nobody could remove them.
+func shareNetnsDir() error {
+	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
+		return err
+	}
+	share := func() error { return unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "") }
+	err := share()
+	if errors.Is(err, unix.EINVAL) { // it is no mount yet
+		if err = unix.Mount(netnsDir, netnsDir, "none", unix.MS_BIND|unix.MS_REC, ""); err == nil {
+			err = share()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("share mount %s: %w", netnsDir, err)
+	}
+	return nil
 }
 
 // deleteNetns removes the name of a network namespace, whatever is left of
@@ -41,6 +64,9 @@ func deleteNetns(name string) (bool, error) {
 		return true, fmt.Errorf("unmount network namespace %s: %w", name, err)
 	}
 	err = os.Remove(path)
+	if errors.Is(err, unix.EBUSY) {
+		err = removeCovered(path)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -48,6 +74,30 @@ func deleteNetns(name string) (bool, error) {
 		return true, fmt.Errorf("delete network namespace %s: %w", name, err)
 	}
 	return true, nil
+}
+
+// removeCovered removes the name of a namespace whose mount somebody has covered
+// by mounting over netnsDir. It does so from mounts of its own, in which netnsDir
+// is bare: a name that is removed there is unmounted everywhere.
+func removeCovered(path string) error {
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		result <- func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+				return fmt.Errorf("unshare mounts: %w", err)
+			}
+			if err := unix.Mount("", "/", "none", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+				return fmt.Errorf("make mounts private: %w", err)
+			}
+			for unix.Unmount(netnsDir, unix.MNT_DETACH) == nil { // each that covers another
+			}
+			for unix.Unmount(path, unix.MNT_DETACH) == nil {
+			}
+			return os.Remove(path)
+		}()
+	}()
+	return <-result
 }
 
 // inNetns runs fn on this goroutine with its OS thread in the namespace.

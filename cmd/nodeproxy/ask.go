@@ -98,7 +98,14 @@ func printStatus(w io.Writer, s *admin.Status) {
 	} else {
 		row("last sync", "none yet")
 	}
-	row("services", "%d, with %d backends", s.Services, s.Backends)
+	if b := s.Syncing; b != nil && time.Since(*b) > time.Second {
+		row("syncing", "for %s", time.Since(*b).Round(time.Second))
+	}
+	if s.Uncounted {
+		row("services", "not known yet")
+	} else {
+		row("services", "%d, with %d backends", s.Services, s.Backends)
+	}
 	printMaps(row, s)
 	for _, p := range s.Problems {
 		row("warning", "%s: %s: %s", p.Service, p.Reason, p.Message)

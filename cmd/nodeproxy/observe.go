@@ -40,6 +40,7 @@ type observer struct {
 	eligible atomic.Bool // load balancers may use this node
 	needNode bool        // a node that the source does not know is not eligible
 	last     atomic.Pointer[admin.Sync]
+	syncing  atomic.Pointer[time.Time] // when the sync began that runs now
 	started  time.Time
 
 	nodeName  string
@@ -97,7 +98,12 @@ func (o *observer) watch(loop *dataplane.Loop) {
 		o.syncs.Queued(time.Now())
 		o.metrics.Queued()
 	}
+	loop.Syncing = func() {
+		now := time.Now()
+		o.syncing.Store(&now)
+	}
 	loop.Synced = func(r dataplane.Report) {
+		o.syncing.Store(nil)
 		last := &admin.Sync{At: time.Now(), Kind: "partial", Duration: r.Duration}
 		if r.Full {
 			last.Kind = "full"
@@ -120,7 +126,7 @@ func (o *observer) serve(ctx context.Context, group *errgroup.Group) {
 	servers := []*server{
 		{what: "health", addr: k.healthzBindAddress, handler: o.proxy.Handler(),
 			failed: o.events.serverFailed("FailedToStartProxierHealthcheck")},
-		{what: "metrics", addr: k.metricsBindAddress, handler: o.metricsHandler(),
+		{what: "metrics", addr: k.metricsBindAddress, handler: o.metricsHandler(), slow: true,
 			failed: o.events.serverFailed("FailedToStartMetricServer")},
 	}
 	for _, s := range servers {
@@ -177,7 +183,7 @@ func nodeReference(name string) *v1.ObjectReference {
 func (o *observer) status() admin.Status {
 	s := admin.Status{
 		Version: versionNumber(), PID: os.Getpid(), Started: o.started, Mode: o.mode, Node: o.nodeName, Instance: o.opts.instance,
-		Source: o.opts.source, Healthy: o.proxy.Healthy(), Eligible: o.eligible.Load(), LastSync: o.last.Load(),
+		Source: o.opts.source, Healthy: o.proxy.Healthy(), Eligible: o.eligible.Load(), LastSync: o.last.Load(), Syncing: o.syncing.Load(),
 	}
 	if err := o.path.Err(time.Now()); err != nil {
 		s.DataPath = err.Error()

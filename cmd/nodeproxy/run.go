@@ -3,15 +3,11 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"runtime/debug"
 	"strings"
-	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -286,32 +282,6 @@ func unsupported(dp dataplane.Dataplane) int {
 		return d.Unsupported()
 	}
 	return 0
-}
-
-// lockPatience is how long an agent waits for the lock of one that was just
-// killed: its threads do not all end at the same moment.
-const lockPatience = time.Second
-
-// lockNode keeps a second agent, of whatever instance, out of this network
-// namespace, to which abstract socket names belong: the rules there can follow
-// only one. The kernel frees it when the process ends, however it ends.
-func lockNode(ctx context.Context) (net.Listener, error) {
-	for deadline := time.Now().Add(lockPatience); ; {
-		lock, err := net.Listen("unix", "@nodeproxy/lock")
-		switch {
-		case err == nil:
-			return lock, nil
-		case !errors.Is(err, syscall.EADDRINUSE):
-			return nil, fmt.Errorf("take the lock of this network namespace: %w", err)
-		case time.Now().After(deadline):
-			return nil, errors.New("an agent runs in this network namespace already: stop it first")
-		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
 }
 
 // saveMemory gives back what only a start needed. From now on an agent allocates

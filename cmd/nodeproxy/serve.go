@@ -11,6 +11,8 @@ import (
 	"net/netip"
 	"strconv"
 	"time"
+
+	"github.com/nodeproxy/nodeproxy/health"
 )
 
 // bindRetry is how often an address that can not be bound is tried again
@@ -42,6 +44,7 @@ type server struct {
 	addr     string
 	handler  http.Handler
 	hardFail bool
+	slow     bool // answers may take long, as a profile does
 	// failed, if set, is told that the address can not be bound.
 	failed func(error)
 	log    *slog.Logger
@@ -56,10 +59,13 @@ func (s *server) run(ctx context.Context) error {
 	if err != nil || l == nil {
 		return err
 	}
-	srv := &http.Server{Handler: s.handler, ReadHeaderTimeout: 10 * time.Second}
+	srv := health.NewServer(s.handler)
+	if s.slow {
+		srv.ReadTimeout = 0
+	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
-	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := srv.Serve(health.LimitConnections(l, health.MaxConnections)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve %s: %w", s.what, err)
 	}
 	return nil

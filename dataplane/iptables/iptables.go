@@ -80,7 +80,7 @@ func New(ctx context.Context, opts Options) (*Dataplane, error) {
 		d.backend = b
 	}
 	for _, f := range service.Families {
-		k, err := newKernel(d.backend, f)
+		k, err := newKernel(ctx, d.backend, f)
 		if err == nil {
 			_, err = k.saveTable(ctx, "nat")
 		}
@@ -96,7 +96,7 @@ func New(ctx context.Context, opts Options) (*Dataplane, error) {
 	d.settings = settings{
 		markBit:     1 << opts.MasqueradeBit,
 		dropInvalid: !tcpBeLiberal(),
-		randomFully: d.families[service.IPv4].kernel.tool.HasRandomFully(),
+		randomFully: d.families[service.IPv4].kernel.randomFully,
 		owner:       opts.Instance,
 		ping:        opts.PingServiceIPs,
 	}
