@@ -84,6 +84,13 @@ func each(table *service.Table, do func(*service.ServicePort)) {
 	}
 }
 
+// AddRefused adds the Services that a mode left out, with the reason in words.
+func (s *Status) AddRefused(reason string, refused map[service.Name]string) {
+	for name, why := range refused {
+		s.Problems = append(s.Problems, Problem{name.String(), reason, why})
+	}
+}
+
 // Fill adds what a Table says to a Status.
 func (s *Status) Fill(table *service.Table) {
 	s.Services = len(table.Services)

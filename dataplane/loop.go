@@ -56,6 +56,8 @@ type Report struct {
 	Services []service.Name // those Services
 	Duration time.Duration
 	Table    *service.Table // valid during the call
+	// Refused are the Services that the mode left out, and why; see [Refuser].
+	Refused map[service.Name]string
 }
 
 // firstBackoff is the wait after a first failure; it doubles with each more.
@@ -111,6 +113,7 @@ type loopState struct {
 	backoff   time.Duration
 	repairs   []func(error)                      // want to know how the next sync went
 	problems  map[service.Name][]service.Problem // those reported
+	refused   map[service.Name]string            // at the last sync
 }
 
 func (s *loopState) inspect(fn func(*service.Table)) {
@@ -214,8 +217,9 @@ func (s *loopState) sync(ctx context.Context) {
 		s.changed, s.backoff = nil, 0
 		s.notBefore = time.Now().Add(s.MinSyncPeriod)
 	}
+	s.reportRefused(refusedBy(s.Dataplane))
 	if s.Synced != nil {
-		s.Synced(Report{Err: err, Full: changed == nil, Changed: len(changed), Services: changed, Duration: took, Table: table})
+		s.Synced(Report{Err: err, Full: changed == nil, Changed: len(changed), Services: changed, Duration: took, Table: table, Refused: s.refused})
 	}
 	if err == nil {
 		s.full = false

@@ -40,6 +40,7 @@ type observer struct {
 	eligible atomic.Bool // load balancers may use this node
 	needNode bool        // a node that the source does not know is not eligible
 	last     atomic.Pointer[admin.Sync]
+	refused  atomic.Pointer[map[service.Name]string]
 	syncing  atomic.Pointer[time.Time] // when the sync began that runs now
 	started  time.Time
 
@@ -114,8 +115,9 @@ func (o *observer) watch(loop *dataplane.Loop) {
 			last.Error = r.Err.Error()
 		}
 		o.last.Store(last)
+		o.refused.Store(&r.Refused)
 		o.checks.Update(r.Table)
-		o.metrics.Synced(metrics.Sync{Err: r.Err, Full: r.Full, Changed: r.Services, Duration: r.Duration, Table: r.Table})
+		o.metrics.Synced(metrics.Sync{Err: r.Err, Full: r.Full, Changed: r.Services, Duration: r.Duration, Table: r.Table, Refused: len(r.Refused)})
 		synced(r)
 	}
 }
@@ -184,6 +186,9 @@ func (o *observer) status() admin.Status {
 	s := admin.Status{
 		Version: versionNumber(), PID: os.Getpid(), Started: o.started, Mode: o.mode, Node: o.nodeName, Instance: o.opts.instance,
 		Source: o.opts.source, Healthy: o.proxy.Healthy(), Eligible: o.eligible.Load(), LastSync: o.last.Load(), Syncing: o.syncing.Load(),
+	}
+	if r := o.refused.Load(); r != nil {
+		s.AddRefused(dataplane.ReasonRefused, *r)
 	}
 	if err := o.path.Err(time.Now()); err != nil {
 		s.DataPath = err.Error()

@@ -71,6 +71,8 @@ func New(o Options) (*Dataplane, error) {
 		return nil, err
 	}
 	d := &Dataplane{o: o, objs: objs, filter: &flowFilter{maps: &objs.bpfMaps, dir: p.maps}, planner: newPlanner(objs.Services.MaxEntries()), lost: make(chan struct{}, 1)}
+	d.planner.limits = amounts{slots: int(objs.Backends.MaxEntries()), members: int(objs.Members.MaxEntries()),
+		frontends: int(objs.Frontends.MaxEntries()), ranges: int(objs.SourceRanges.MaxEntries())}
 	km := newKernelMaps(&objs.bpfMaps)
 	d.maps, d.read = km, km.read
 	if !o.Drain {

@@ -65,12 +65,16 @@ func (k *kernel) String() string {
 // restoreInput applies one transaction, leaving alone what it does not name.
 func (k *kernel) restoreInput(ctx context.Context, input []byte) error {
 	k.writes++
+	_, err := run(ctx, k.limit, input, k.restore, k.restoreArgs()...)
+	return err
+}
+
+func (k *kernel) restoreArgs() []string {
 	args := []string{"--noflush"}
 	if k.backend == BackendLegacy { // the lock of nft is the kernel's own
 		args = append(args, "--wait", fmt.Sprint(lockSeconds))
 	}
-	_, err := run(ctx, k.limit, input, k.restore, args...)
-	return err
+	return args
 }
 
 // saveTable returns what iptables-save prints of a table.
