@@ -26,9 +26,15 @@ type Status struct {
 	Instance string    `json:"instance"`
 	// Dead means that no agent answers: what can be told is what the kernel
 	// holds.
-	Dead    bool   `json:"dead,omitempty"`
-	Source  string `json:"source"`
-	Healthy bool   `json:"healthy"`
+	Dead   bool   `json:"dead,omitempty"`
+	Source string `json:"source"`
+	// SourceProblem is why the source cannot be read now; empty if it can.
+	SourceProblem string `json:"sourceProblem,omitempty"`
+	// Ignored are files and objects of the source that are not used, with the reason.
+	Ignored []string `json:"ignored,omitempty"`
+	// Conditions sum up all of this.
+	Conditions []Condition `json:"conditions,omitempty"`
+	Healthy    bool        `json:"healthy"`
 	// Eligible tells whether load balancers may use the node: /healthz.
 	Eligible bool `json:"eligible"`
 	// DataPath is what a probe of the data path found, if it has failed for long.

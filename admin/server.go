@@ -114,6 +114,7 @@ func (s *Server) handler() http.Handler {
 		if status.Uncounted {
 			err = nil
 		}
+		status.SetConditions(time.Now())
 		answer(w, status, err)
 	})
 	if k := s.Kernel; k != nil {

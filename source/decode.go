@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
@@ -24,6 +27,16 @@ type objects struct {
 	nodes    []*service.Node
 	ignored  map[string]int // objects of other kinds, by kind
 	warnings []string
+}
+
+// notes are what is not used, in words.
+func (o *objects) notes() []string {
+	out := slices.Clone(o.warnings)
+	for _, kind := range slices.Sorted(maps.Keys(o.ignored)) {
+		_, name, _ := strings.Cut(kind, " ")
+		out = append(out, fmt.Sprintf("%s (%d)", name, o.ignored[kind]))
+	}
+	return out
 }
 
 // decode reads manifests: YAML with any number of documents, or JSON, holding

@@ -11,8 +11,8 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -65,6 +65,7 @@ type File struct {
 	begun   bool            // something was handed on
 	twice   map[string]bool // what was said of objects that are in two files
 	given   fileSet         // what was handed on
+	health  atomic.Pointer[Health]
 }
 
 // file is what is known of one file.
@@ -78,6 +79,7 @@ type file struct {
 	part     *contents // what can be read of a file that never could be as a whole
 	complain string    // what is wrong now; empty if nothing is
 	warned   string    // warnings that were logged
+	notes    []string  // those warnings, one by one
 	touched  bool      // an event told of it since it was last looked at
 	gone     bool      // not there any more; good is held until that is confirmed
 }
@@ -105,6 +107,7 @@ func (f *File) Run(ctx context.Context, emit func(service.Changes)) error {
 			missing = ""
 			f.hand(emit)
 		}
+		f.noteHealth(missing)
 		if err := f.wait(ctx, w, ticker.C, next); err != nil {
 			return err
 		}
@@ -342,12 +345,10 @@ func (f *File) complain(name string, known *file, err error) {
 
 // report logs what of a readable file is not used.
 func (f *File) report(name string, known *file, next *objects) {
-	text := strings.Join(next.warnings, "; ")
-	for _, kind := range slices.Sorted(maps.Keys(next.ignored)) {
-		text += fmt.Sprintf("; %d of %s", next.ignored[kind], kind)
-	}
+	known.notes = next.notes()
+	text := strings.Join(known.notes, "; ")
 	if text != known.warned && text != "" {
-		f.Log.Warn("file holds what is not used", "file", name, "ignored", strings.TrimPrefix(text, "; "))
+		f.Log.Warn("ignoring objects, or parts of them, that nodeproxy does not use", "file", name, "ignored", text)
 	}
 	known.warned = text
 }

@@ -55,6 +55,11 @@ func check(w io.Writer, output string) error {
 		features = append(features, one)
 		ready = ready && (f.Present || !f.Required)
 	}
+	mounted := feature{Name: "cgroup v2 mount", Present: true, Required: true}
+	if err := ebpf.CheckCgroup(); err != nil {
+		mounted.Present, mounted.Error, ready = false, err.Error(), false
+	}
+	features = append(features, mounted)
 	if err := printFeatures(w, output, features); err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -48,8 +49,15 @@ func (o *kubeProxyOptions) register(f *pflag.FlagSet) {
 	}
 }
 
-// validate returns what the user has to mend first.
+// kube-proxy's default ports.
+const (
+	healthzPort = 10256
+	metricsPort = 10249
+)
+
+// validate returns what the user has to fix first, and completes addresses.
 func (o *kubeProxyOptions) validate() error {
+	o.healthzBindAddress, o.metricsBindAddress = withPort(o.healthzBindAddress, healthzPort), withPort(o.metricsBindAddress, metricsPort)
 	if o.oomScoreAdj < -1000 || o.oomScoreAdj > 1000 {
 		return fmt.Errorf("--oom-score-adj %d: use -1000 to 1000", o.oomScoreAdj)
 	}
@@ -154,7 +162,7 @@ func (o *runOptions) takeConfig() (*kubeProxyConfig, error) {
 func (o *runOptions) onlyThis(ctx context.Context, log *slog.Logger) (bool, error) {
 	switch {
 	case o.kubeProxy.cleanup:
-		return true, errors.Join(cleanUp(ctx, o.instance), iptables.RemoveKubeProxy(ctx))
+		return true, errors.Join(cleanUp(ctx, os.Stdout, o.instance), iptables.RemoveKubeProxy(ctx))
 	case o.kubeProxy.initOnly:
 		if err := requireRoot("nodeproxy run --init-only"); err != nil {
 			return true, err

@@ -66,6 +66,9 @@ func chooseMode(log *slog.Logger) string {
 			missing = append(missing, f.Name)
 		}
 	}
+	if err := ebpf.CheckCgroup(); err != nil {
+		missing = append(missing, err.Error())
+	}
 	if len(missing) == 0 {
 		log.Info("mode auto: ebpf, since the kernel has all that it needs")
 		return modeEBPF

@@ -24,6 +24,7 @@ import (
 	"github.com/nodeproxy/nodeproxy/health"
 	"github.com/nodeproxy/nodeproxy/metrics"
 	"github.com/nodeproxy/nodeproxy/service"
+	"github.com/nodeproxy/nodeproxy/source"
 )
 
 // observer tells the world how the agent is: health, metrics, events.
@@ -44,6 +45,7 @@ type observer struct {
 	syncing  atomic.Pointer[time.Time] // when the sync began that runs now
 	started  time.Time
 
+	source    healthySource
 	nodeName  string
 	dataplane dataplane.Dataplane
 }
@@ -181,11 +183,18 @@ func nodeReference(name string) *v1.ObjectReference {
 	return &v1.ObjectReference{Kind: "Node", Name: name, UID: types.UID(name)}
 }
 
+// healthySource is a source that tells how it is.
+type healthySource interface{ Health() source.Health }
+
 // status is what nodeproxy status shows, but for what the Table says.
 func (o *observer) status() admin.Status {
 	s := admin.Status{
 		Version: versionNumber(), PID: os.Getpid(), Started: o.started, Mode: o.mode, Node: o.nodeName, Instance: o.opts.instance,
 		Source: o.opts.source, Healthy: o.proxy.Healthy(), Eligible: o.eligible.Load(), LastSync: o.last.Load(), Syncing: o.syncing.Load(),
+	}
+	if o.source != nil {
+		h := o.source.Health()
+		s.SourceProblem, s.Ignored = h.Problem, h.Ignored
 	}
 	if r := o.refused.Load(); r != nil {
 		s.AddRefused(dataplane.ReasonRefused, *r)

@@ -194,12 +194,22 @@ func (o *runOptions) node() (service.Options, error) {
 		}
 		out.NodeIPs = append(out.NodeIPs, a.Unmap())
 	}
+	if err := oneOfAFamily("--node-ip", o.nodeIPs, out.NodeIPs[:min(len(o.nodeIPs), len(out.NodeIPs))]); err != nil {
+		return out, err
+	}
 	for _, s := range o.clusterCIDRs {
 		p, err := netip.ParsePrefix(s)
 		if err != nil {
 			return out, fmt.Errorf("--cluster-cidr %q: use a CIDR such as 10.244.0.0/16", s)
 		}
 		out.ClusterCIDRs = append(out.ClusterCIDRs, p)
+	}
+	var first []netip.Addr
+	for _, p := range out.ClusterCIDRs {
+		first = append(first, p.Addr())
+	}
+	if err := oneOfAFamily("--cluster-cidr", o.clusterCIDRs, first); err != nil {
+		return out, err
 	}
 	for _, s := range o.externalIPCIDRs {
 		p, err := netip.ParsePrefix(s)
@@ -209,6 +219,19 @@ func (o *runOptions) node() (service.Options, error) {
 		out.ExternalIPCIDRs = append(out.ExternalIPCIDRs, p.Masked())
 	}
 	return out, out.Validate()
+}
+
+// oneOfAFamily refuses a second value of a family, which would mean nothing.
+func oneOfAFamily(flag string, texts []string, addrs []netip.Addr) error {
+	var seen [2]string
+	for i, a := range addrs {
+		f := service.FamilyOf(a.Unmap())
+		if seen[f] != "" {
+			return fmt.Errorf("%s %s: %s and %s are both %s; use one of each family at most", flag, strings.Join(texts, ","), seen[f], texts[i], f)
+		}
+		seen[f] = texts[i]
+	}
+	return nil
 }
 
 // logger writes to standard error, so that output stays apart from it.

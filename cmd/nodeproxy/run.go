@@ -93,7 +93,7 @@ func run(ctx context.Context, opts *runOptions) error {
 	}
 	a := &agent{opts: opts, log: log, dataplane: dp, source: listed, node: node, config: config, inPlace: takeOver.finish,
 		observer: newObserver(opts, mode, node.NodeName, client, log)}
-	a.observer.nodeName, a.observer.dataplane = node.NodeName, dp
+	a.observer.nodeName, a.observer.dataplane, a.observer.source = node.NodeName, dp, src
 	a.pods = &podFinder{client: client, manifests: strings.TrimPrefix(opts.source, filePrefix), maxManifest: opts.maxManifest}
 	if err := a.observer.collect(dp); err != nil {
 		return err
@@ -108,6 +108,7 @@ func run(ctx context.Context, opts *runOptions) error {
 // changeSource is where Services come from.
 type changeSource interface {
 	Run(ctx context.Context, emit func(service.Changes)) error
+	healthySource
 }
 
 // listening is a source at work. It lists while the dataplane is set up: the one

@@ -10,6 +10,7 @@ import (
 	"net/http/pprof"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nodeproxy/nodeproxy/health"
@@ -18,6 +19,14 @@ import (
 // bindRetry is how often an address that can not be bound is tried again
 // (kube-proxy's time).
 const bindRetry = 5 * time.Second
+
+// withPort gives an address to serve on kube-proxy's default port, where it has none.
+func withPort(s string, port int) string {
+	if a, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
+		return netip.AddrPortFrom(a, uint16(port)).String()
+	}
+	return s
+}
 
 // checkBindAddress returns what is wrong with an address to serve on. Empty
 // means not to serve.
@@ -33,7 +42,7 @@ func checkBindAddress(s string) error {
 		_, err = netip.ParseAddr(host)
 	}
 	if err != nil {
-		return errors.New("use ADDRESS:PORT, such as 127.0.0.1:10249")
+		return errors.New("use an IP address, or ADDRESS:PORT such as 127.0.0.1:10249")
 	}
 	return nil
 }

@@ -32,6 +32,9 @@ terminal, one table is printed. What is counted in each mode is told in docs/ope
 		Example: "  nodeproxy top\n  nodeproxy top --sort drops | head\n  nodeproxy top -o json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if every <= 0 {
+				return fmt.Errorf("--interval %v: use more than 0, such as 2s", every)
+			}
 			key, ok := topKeys[by]
 			if !ok {
 				return fmt.Errorf("--sort %q: use connections, bytes, drops or name", by)

@@ -16,7 +16,7 @@ import (
 )
 
 // ErrNoCgroup says that no cgroup v2 hierarchy is mounted.
-var ErrNoCgroup = errors.New("no cgroup v2 mount")
+var ErrNoCgroup = errors.New("no cgroup v2 mount (mount cgroup2, or use --mode iptables)")
 
 // findCgroup returns the mount point of the first cgroup2 mount.
 func findCgroup() (string, error) {
@@ -33,6 +33,13 @@ func findCgroup() (string, error) {
 		}
 	}
 	return "", ErrNoCgroup
+}
+
+// CheckCgroup returns [ErrNoCgroup] where sockets cannot be translated for want of a
+// cgroup v2 hierarchy.
+func CheckCgroup() error {
+	_, err := findCgroup()
+	return err
 }
 
 // ErrNotSeen says that the socket programs do not see the agent's own calls.
