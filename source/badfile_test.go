@@ -199,3 +199,24 @@ func TestSizeOfAManifestIsLimited(t *testing.T) {
 		t.Errorf("error %v, want %q", err, want)
 	}
 }
+
+func TestNodeThatIsNotInTheManifestsIsNamed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "1.yaml")
+	write(t, path, "{apiVersion: v1, kind: Node, metadata: {name: node-a}}\n")
+	log := &safeBuffer{}
+	f := &File{Path: path, NodeName: "nosuch", Log: slog.New(slog.NewTextHandler(log, nil))}
+	ctx, cancel := context.WithCancel(t.Context())
+	got := make(chan service.Changes, 10)
+	done := make(chan struct{})
+	go func() { f.Run(ctx, func(c service.Changes) { got <- c }); close(done) }()
+	defer func() { cancel(); <-done }()
+	<-got
+	(&followed{t: t, log: log}).logged("Node nosuch is not in the manifests (node-a are)", 1)
+	write(t, path, "{apiVersion: v1, kind: Node, metadata: {name: nosuch}}\n")
+	<-got
+	for deadline := time.Now().Add(3 * time.Second); len(f.Health().Ignored) > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("health still says %+v", f.Health())
+		}
+	}
+}

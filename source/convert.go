@@ -70,6 +70,7 @@ func convertService(in *v1.Service) (*service.Service, warnings) {
 	if in.Spec.ExternalTrafficPolicy == v1.ServiceExternalTrafficPolicyLocal {
 		out.ExternalPolicy = service.PolicyLocal
 	}
+	w.values(in)
 	out.AffinityTimeout = w.affinityTimeout(&in.Spec)
 	for i, p := range in.Spec.Ports {
 		field := fmt.Sprintf("spec.ports[%d]", i)

@@ -26,6 +26,7 @@ type objects struct {
 	slices   []*service.EndpointSlice
 	nodes    []*service.Node
 	ignored  map[string]int // objects of other kinds, by kind
+	document int            // the one that is read, counted from 1
 	warnings []string
 }
 
@@ -47,6 +48,7 @@ func decode(data []byte) (*objects, error) {
 	next, plain := documents(data)
 	var errs []error
 	for n := 1; ; n++ {
+		out.document = n
 		doc, err := next()
 		if errors.Is(err, io.EOF) {
 			return out, firstOf(errs)
@@ -71,14 +73,26 @@ func decode(data []byte) (*objects, error) {
 
 // firstOf returns the first error, and how many more there are; nil for none.
 func firstOf(errs []error) error {
-	switch len(errs) {
-	case 0:
+	if len(errs) == 0 {
 		return nil
-	case 1:
-		return errs[0]
 	}
-	return fmt.Errorf("%w (and %d more)", errs[0], len(errs)-1)
+	return DocumentErrors(errs)
 }
+
+// DocumentErrors are what is wrong with each document of a manifest that cannot be
+// read, or each item of a list in it.
+type DocumentErrors []error
+
+// Error names the first, and how many more there are.
+func (e DocumentErrors) Error() string {
+	if len(e) == 1 {
+		return e[0].Error()
+	}
+	return fmt.Sprintf("%v (and %d more)", e[0], len(e)-1)
+}
+
+// Unwrap gives each of them.
+func (e DocumentErrors) Unwrap() []error { return e }
 
 // documents returns a function that hands out one document after the other, and
 // whether they are JSON. Text that begins like JSON may be YAML in its flow
@@ -132,6 +146,9 @@ func (o *objects) add(doc []byte) error {
 		}
 		in.Namespace = namespaceOf(in.Namespace)
 		slice, w := convertEndpointSlice(&in)
+		if in.Labels[discovery.LabelServiceName] == "" {
+			w.add("metadata.labels", "%s is missing: it names the Service of these endpoints, and without it none uses them", discovery.LabelServiceName)
+		}
 		o.warn(what, w)
 		if slice != nil {
 			o.slices = append(o.slices, slice)
@@ -210,7 +227,7 @@ var itemKind = map[string]string{"ServiceList": "Service", "NodeList": "Node", "
 
 func (o *objects) warn(what string, w warnings) {
 	for _, text := range w {
-		o.warnings = append(o.warnings, what+": "+text)
+		o.warnings = append(o.warnings, fmt.Sprintf("document %d: %s: %s", o.document, what, text))
 	}
 }
 
@@ -236,9 +253,16 @@ func nameless(what string) error { return fmt.Errorf("%s: metadata.name is missi
 // Decode reads manifests as [File] does and returns them as complete changes,
 // with what it passed over in words.
 func Decode(data []byte) (service.Changes, []string, error) {
-	o, err := decode(data)
+	c, notes, err := DecodeAll(data)
 	if err != nil {
 		return service.Changes{}, nil, err
 	}
-	return service.Changes{Complete: true, Services: o.services, EndpointSlices: o.slices, Nodes: o.nodes}, o.warnings, nil
+	return c, notes, nil
+}
+
+// DecodeAll is Decode, and returns what can be read beside the [DocumentErrors] of
+// what cannot.
+func DecodeAll(data []byte) (service.Changes, []string, error) {
+	o, err := decode(data)
+	return service.Changes{Complete: true, Services: o.services, EndpointSlices: o.slices, Nodes: o.nodes}, o.warnings, err
 }

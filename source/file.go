@@ -57,6 +57,9 @@ type File struct {
 	Path    string
 	MaxSize int64 // in bytes, of one file; 0 for [DefaultMaxFile]
 	Log     *slog.Logger
+	// NodeName, if set, is the Node that is warned about where manifests hold Nodes
+	// and this one is not among them.
+	NodeName string
 
 	startPatience time.Duration // for tests; 0 for the constant
 
@@ -66,6 +69,7 @@ type File struct {
 	twice   map[string]bool // what was said of objects that are in two files
 	given   fileSet         // what was handed on
 	health  atomic.Pointer[Health]
+	strange string // what is wrong with NodeName
 }
 
 // file is what is known of one file.
@@ -134,6 +138,7 @@ func (f *File) hand(emit func(service.Changes)) {
 	c := now.since(f.given, f.sayTwice)
 	c.Complete = !f.begun
 	f.begun, f.given = true, now
+	f.checkNode()
 	if c.Complete || !c.Empty() {
 		emit(c)
 	}

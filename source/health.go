@@ -43,7 +43,28 @@ func (f *File) noteHealth(problem string) {
 			h.Ignored = append(h.Ignored, base+": "+text)
 		}
 	}
+	if f.strange != "" {
+		h.Ignored = append(h.Ignored, f.strange)
+	}
 	f.health.Store(&h)
+}
+
+// checkNode warns, once, where there are Nodes and none is this one: then its zone
+// and Pod CIDRs are not known, and endpoints on it are not seen as local.
+func (f *File) checkNode() {
+	var names []string
+	for _, c := range f.given {
+		names = append(names, slices.Collect(maps.Keys(c.nodes))...)
+	}
+	before := f.strange
+	f.strange = ""
+	if f.NodeName != "" && len(names) > 0 && !slices.Contains(names, f.NodeName) {
+		slices.Sort(names)
+		f.strange = fmt.Sprintf("Node %s is not in the manifests (%s are): use --hostname-override", f.NodeName, strings.Join(names[:min(5, len(names))], ", "))
+	}
+	if f.strange != "" && f.strange != before {
+		f.Log.Warn("this Node is not in the manifests; going on without its zone and Pod CIDRs", "problem", f.strange)
+	}
 }
 
 // Health tells how the source is. It may be called concurrently with Run.

@@ -24,7 +24,7 @@ Services lead to Pods, either with iptables chains or with eBPF programs.`,
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(newRunCommand(), newCleanupCommand(), newCheckCommand(), newLabCommand(), newVersionCommand(),
 		newStatusCommand(), newGetCommand(), newExplainCommand(), newVerifyCommand(), newWatchCommand(), newTopCommand(),
-		newPortForwardCommand(), newProxyCommand(), newManCommand(), newBenchCommand(), newCompletionCommand())
+		newPortForwardCommand(), newProxyCommand(), newManCommand(), newBenchCommand(), newCompletionCommand(), newValidateCommand())
 	root.CompletionOptions.DisableDefaultCmd = true
 	explainUsage(root)
 	return root
