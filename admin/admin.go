@@ -18,12 +18,14 @@ func Socket(instance string) string { return Dir + "/" + instance + ".sock" }
 
 // Status is how an agent is.
 type Status struct {
-	Version  string    `json:"version"`
-	PID      int       `json:"pid"`
-	Started  time.Time `json:"started"`
-	Mode     string    `json:"mode"`
-	Node     string    `json:"node"`
-	Instance string    `json:"instance"`
+	Version string    `json:"version"`
+	PID     int       `json:"pid"`
+	Started time.Time `json:"started"`
+	Mode    string    `json:"mode"`
+	// ModeReason is why --mode auto did not take ebpf, if it did not.
+	ModeReason string `json:"modeReason,omitempty"`
+	Node       string `json:"node"`
+	Instance   string `json:"instance"`
 	// Dead means that no agent answers: what can be told is what the kernel
 	// holds.
 	Dead   bool   `json:"dead,omitempty"`

@@ -36,6 +36,9 @@ type Server struct {
 	Pod func(context.Context, service.Name) ([]netip.Addr, error)
 	// NextHop is called for each endpoint that an explanation names; nil for none.
 	NextHop Hop
+	// Leaves names the interface by which this node forwards packets to an
+	// address, "" where it does not; nil for not known.
+	Leaves func(netip.Addr) string
 	// Loopback tells how a packet to a node port on loopback is served; it is
 	// called where the Table may be looked at.
 	Loopback func(service.Packet) Loopback
@@ -157,10 +160,15 @@ func (s *Server) handler() http.Handler {
 
 // explain asks the Table, and the kernel.
 func (s *Server) explain(ctx context.Context, q Question) (Explanation, error) {
+	leaves := ""
+	if s.Leaves != nil {
+		leaves = s.Leaves(q.To.Addr())
+	}
 	var p service.Packet
 	var say func() Explanation // where the Table is not waited for
 	err := s.inspect(ctx, func(t *service.Table) {
-		if p = q.Packet(&t.Node); !p.Destination.Addr().IsLoopback() {
+		p = q.Packet(&t.Node)
+		if p.Leaves = leaves; !p.Destination.Addr().IsLoopback() {
 			o := t.Judge(p)
 			say = func() Explanation { return explain(o, p, s.NextHop) }
 			return

@@ -19,6 +19,44 @@ static __always_inline __u32 pseudo_sum(const struct tuple *t, __u32 len, __u8 p
 	return bpf_csum_diff(NULL, 0, tail, sizeof(tail), sum);
 }
 
+/* Answers that are made here, as many as the kernel makes errors (icmp_msgs_per_sec):
+ * to one address, and in all; a second, and so many at once. */
+#define ANSWERS_TO_ONE 100
+#define ANSWERS_TO_ALL 10000
+#define BURST_TO_ONE 200
+#define BURST_TO_ALL 10000
+
+/* Takes one from the answers that are left to an address. Two CPUs may take the same. */
+static __always_inline bool take_answer(const struct addr *a, __u64 interval, __u64 burst)
+{
+	__u64 now = bpf_ktime_get_ns(), next = now;
+	__u64 *due = bpf_map_lookup_elem(&answer_times, a);
+
+	if (due && *due > now)
+		next = *due;
+	if (next - now > interval * burst)
+		return false;
+	next += interval;
+	if (due)
+		*due = next;
+	else
+		bpf_map_update_elem(&answer_times, a, &next, BPF_ANY);
+	return true;
+}
+
+/* Whether the packet may be answered, or has been answered enough.
+ * reads w->p */
+static __always_inline bool may_answer(struct work *w)
+{
+	struct addr all = {};
+
+	if (take_answer(&w->p.t.src, SECOND / ANSWERS_TO_ONE, BURST_TO_ONE) &&
+	    take_answer(&all, SECOND / ANSWERS_TO_ALL, BURST_TO_ALL))
+		return true;
+	count(REASON_ANSWER_LIMITED, w->p.total);
+	return false;
+}
+
 static __always_inline int send_back(struct __sk_buff *skb, struct work *w)
 {
 	__u8 mac[12], swapped[12];
@@ -95,7 +133,7 @@ static __noinline int answer_icmp(struct __sk_buff *skb, struct work *w, __u32 w
 	if (!w)
 		return TC_ACT_SHOT;
 	p = &w->p;
-	if (p->saw == FRAGMENT_LATER)
+	if (p->saw == FRAGMENT_LATER || !may_answer(w))
 		return TC_ACT_SHOT;
 	reverse(&w->to, &p->t);
 	own = what == ANSWER_PORT_UNREACHABLE ? NULL : masquerade_address(skb->ifindex, p->v4);
@@ -141,6 +179,8 @@ static __noinline int answer_echo(struct __sk_buff *skb, struct work *w)
 
 	if (!w)
 		return TC_ACT_SHOT;
+	if (!may_answer(w))
+		return TC_ACT_SHOT;
 	p = &w->p;
 	type = p->v4 ? ICMP_ECHOREPLY : ICMPV6_ECHO_REPLY;
 	old = bpf_htons(p->icmp_type << 8); /* type and code, which is 0 */
@@ -180,7 +220,8 @@ static __noinline int answer_reset(struct __sk_buff *skb, struct work *w)
 	if (!w)
 		return TC_ACT_SHOT;
 	p = &w->p;
-	if (p->tcp_flags & TCP_RST || bpf_skb_load_bytes(skb, p->l4, &in, sizeof(in)) < 0)
+	if (p->tcp_flags & TCP_RST || bpf_skb_load_bytes(skb, p->l4, &in, sizeof(in)) < 0 ||
+	    !may_answer(w))
 		return TC_ACT_SHOT;
 	reverse(&w->to, &p->t);
 	outer = p->v4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);

@@ -3,68 +3,14 @@
 #ifndef NODEPROXY_BEGIN_H
 #define NODEPROXY_BEGIN_H
 
-/* The packet that a socket would wait for, as lookups of sockets take it. */
-static __always_inline __u32 ask_socket(struct work *w, const struct addr *src, __u16 sport,
-					const struct addr *dst, __u16 dport)
-{
-	if (w->p.v4) {
-		w->sock.ipv4.saddr = src->w[3];
-		w->sock.ipv4.daddr = dst->w[3];
-		w->sock.ipv4.sport = sport;
-		w->sock.ipv4.dport = dport;
-		return sizeof(w->sock.ipv4);
-	}
-	__builtin_memcpy(w->sock.ipv6.saddr, src, 16);
-	__builtin_memcpy(w->sock.ipv6.daddr, dst, 16);
-	w->sock.ipv6.sport = sport;
-	w->sock.ipv6.dport = dport;
-	return sizeof(w->sock.ipv6);
-}
-
-/* Whether a connected socket of this host waits for what w->sock says. The two
- * kinds of sockets are kept apart: the verifier wants one kind at one place. */
-static __noinline bool has_tcp_socket(struct __sk_buff *skb, struct work *w, __u32 size)
-{
-	struct bpf_sock *sk;
-	bool connected;
-
-	if (size == sizeof(w->sock.ipv4))
-		sk =
-		    bpf_skc_lookup_tcp(skb, &w->sock, sizeof(w->sock.ipv4), BPF_F_CURRENT_NETNS, 0);
-	else
-		sk =
-		    bpf_skc_lookup_tcp(skb, &w->sock, sizeof(w->sock.ipv6), BPF_F_CURRENT_NETNS, 0);
-	if (!sk)
-		return false;
-	connected = sk->dst_port != 0;
-	bpf_sk_release(sk);
-	return connected;
-}
-
-static __always_inline bool has_udp_socket(struct __sk_buff *skb, struct work *w, __u32 size)
-{
-	struct bpf_sock *sk;
-	bool connected;
-
-	if (size == sizeof(w->sock.ipv4))
-		sk = bpf_sk_lookup_udp(skb, &w->sock, sizeof(w->sock.ipv4), BPF_F_CURRENT_NETNS, 0);
-	else
-		sk = bpf_sk_lookup_udp(skb, &w->sock, sizeof(w->sock.ipv6), BPF_F_CURRENT_NETNS, 0);
-	if (!sk)
-		return false;
-	connected = sk->dst_port != 0;
-	bpf_sk_release(sk);
-	return connected;
-}
-
-/* Whether the packet is for a socket: one may have a node port's number as its
- * own. */
-static __always_inline bool is_ours(struct __sk_buff *skb, struct work *w)
+/* Whether a connected socket of this host waits for the packet: one may have a
+ * node port's number as its own, or the address of a balancer. */
+static __always_inline bool has_connection(struct __sk_buff *skb, struct work *w)
 {
 	const struct tuple *t = &w->p.t;
 	__u32 size;
 
-	if (!(w->fe.flags & FRONTEND_NODEPORT) || t->proto == IPPROTO_SCTP)
+	if (!(w->dst_flags & ADDRESS_LOCAL) || t->proto == IPPROTO_SCTP)
 		return false;
 	size = ask_socket(w, &t->src, t->sport, &t->dst, t->dport);
 	return t->proto == IPPROTO_TCP ? has_tcp_socket(skb, w, size)
@@ -153,13 +99,9 @@ static __always_inline bool pick_backend(struct work *w, __u8 route)
 	return read_frontend(w) && pick(&w->fe, route, &t->src, &w->be, hash);
 }
 
-static __always_inline int translate(struct __sk_buff *skb, struct work *w, __u8 route)
+/* The packet as the backend in w->be would get it. writes w->to */
+static __always_inline void set_backend(struct work *w)
 {
-	enum reason reason;
-	enum way way;
-
-	if (!pick_backend(w, route))
-		return drop_new(REASON_NO_BACKEND, w);
 	w->to.src = w->p.t.src;
 	w->to.dst = w->be.addr;
 	w->to.sport = w->p.t.sport;
@@ -168,6 +110,16 @@ static __always_inline int translate(struct __sk_buff *skb, struct work *w, __u8
 	w->to.pad[0] = 0;
 	w->to.pad[1] = 0;
 	w->to.pad[2] = 0;
+}
+
+static __always_inline int translate(struct __sk_buff *skb, struct work *w, __u8 route)
+{
+	enum reason reason;
+	enum way way;
+
+	if (!pick_backend(w, route))
+		return drop_new(REASON_NO_BACKEND, w);
+	set_backend(w);
 	if (w->to.proto == IPPROTO_SCTP && w->to.dport != w->p.t.dport)
 		return drop_new(REASON_SCTP_PORT, w);
 	way = find_way(skb, w);
@@ -198,11 +150,11 @@ static __always_inline int begin(struct __sk_buff *skb, struct work *w)
 	if (w->fe.flags & FRONTEND_PROBE)
 		return TC_ACT_SHOT;
 	if (w->p.t.proto == IPPROTO_TCP && !is_syn(&w->p)) {
-		if (is_ours(skb, w))
+		if (has_connection(skb, w))
 			return NEXT;
 		return unknown_flow(skb, w);
 	}
-	if (w->p.t.proto == IPPROTO_UDP && is_ours(skb, w))
+	if (w->p.t.proto == IPPROTO_UDP && has_connection(skb, w))
 		return NEXT;
 	if (w->fe.flags & FRONTEND_FILTERED && !in_ranges(&w->fe, &w->p.t.src))
 		return drop_new(REASON_SOURCE_RANGE, w);

@@ -3,6 +3,15 @@
 #ifndef NODEPROXY_BOUND_H
 #define NODEPROXY_BOUND_H
 
+/* A socket call's address argument, of either family. */
+struct call {
+	struct addr addr;
+	struct addr source; /* zero: not known */
+	__u16 port;         /* network */
+	__u8 proto;
+	bool host; /* a socket of the node's namespace, not of a Pod's */
+};
+
 /* Whether the application chose the socket's source port. */
 static __always_inline bool port_is_bound(struct bpf_sock_addr *ctx)
 {
@@ -35,6 +44,48 @@ static __always_inline bool is_taken(struct bpf_sock_addr *ctx, const struct add
 	taken = sk->state != BPF_TCP_LISTEN;
 	bpf_sk_release(sk);
 	return taken;
+}
+
+/* Whether some socket of the caller's namespace is at the address that is called. */
+static __noinline bool is_served_here(struct bpf_sock_addr *ctx, const struct call *c)
+{
+	struct bpf_sock_tuple t = {};
+	struct bpf_sock *sk;
+	bool tcp;
+
+	if (!c)
+		return false;
+	tcp = c->proto == IPPROTO_TCP;
+	if (is_v4(&c->addr)) {
+		t.ipv4.daddr = c->addr.w[3];
+		t.ipv4.saddr = c->addr.w[3];
+		t.ipv4.dport = c->port;
+		sk = tcp ? bpf_sk_lookup_tcp(ctx, &t, sizeof(t.ipv4), BPF_F_CURRENT_NETNS, 0)
+			 : bpf_sk_lookup_udp(ctx, &t, sizeof(t.ipv4), BPF_F_CURRENT_NETNS, 0);
+	} else {
+		__builtin_memcpy(t.ipv6.daddr, c->addr.w, sizeof(t.ipv6.daddr));
+		__builtin_memcpy(t.ipv6.saddr, c->addr.w, sizeof(t.ipv6.saddr));
+		t.ipv6.dport = c->port;
+		sk = tcp ? bpf_sk_lookup_tcp(ctx, &t, sizeof(t.ipv6), BPF_F_CURRENT_NETNS, 0)
+			 : bpf_sk_lookup_udp(ctx, &t, sizeof(t.ipv6), BPF_F_CURRENT_NETNS, 0);
+	}
+	if (!sk)
+		return false;
+	bpf_sk_release(sk);
+	return true;
+}
+
+/*
+ * Whether the call is left to who has a ClusterIP as a local address of this node: a
+ * cache of names (NodeLocal DNSCache). Of sockets elsewhere the packet path sees to it.
+ */
+static __always_inline bool is_caches(struct bpf_sock_addr *ctx, const struct call *c)
+{
+	const __u32 both = ADDRESS_LOCAL | ADDRESS_CLUSTER_IP;
+
+	if ((address_flags(&c->addr) & both) != both)
+		return false;
+	return !c->host || is_served_here(ctx, c);
 }
 
 #endif

@@ -18,6 +18,12 @@ volatile const __u64 host_netns = 0;
 /* BPF_FIB_LOOKUP_SKIP_NEIGH where the kernel has it (6.3): one lookup less. */
 volatile const __u32 fib_flags = 0;
 
+/* BPF_FIB_LOOKUP_SRC where the kernel has it (6.7): the source that a route gives. */
+volatile const __u32 fib_source = 0;
+
+/* The kernel has conntrack's functions for programs (6.1), and they are in use. */
+volatile const bool has_conntrack = false;
+
 /* BPF_F_IPV6 where the kernel has it (6.16): see rewrite() in nat.h. */
 volatile const __u64 csum_ipv6 = 0;
 

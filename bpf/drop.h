@@ -32,6 +32,10 @@ enum reason {
 	REASON_UNKNOWN_PORT,      /* rejected: a service's address, but no port of it */
 	REASON_ECHO,              /* answered: a ping of a service's address */
 	REASON_FORWARDED_XDP,     /* translated and sent on, before the stack saw it */
+	REASON_MARTIAN,           /* dropped: a source that nobody can have */
+	REASON_UNKNOWN_PROTOCOL,  /* dropped: to a service's address, and nothing it could serve */
+	REASON_ANSWER_LIMITED,    /* dropped without an answer, since there were many */
+	REASON_DOUBTFUL,          /* dropped: would end a connection, and is not its next segment */
 	REASONS,
 };
 

@@ -4,7 +4,8 @@
 #define NODEPROXY_FLOW_H
 
 /* A half's last-seen is written, and its peer looked at, at most this often. */
-#define TOUCH_INTERVAL 1000000000ULL
+#define SECOND 1000000000ULL
+#define TOUCH_INTERVAL SECOND
 
 /* Fills in w->peer and w->flow with the other half of f, whose key is key. */
 static __always_inline void other_half(struct work *w, const struct tuple *key,

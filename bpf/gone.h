@@ -49,7 +49,7 @@ static __always_inline bool is_rerouted(const struct call *c, const struct trans
 					__u32 member)
 {
 	struct frontend_key key = {.addr = c->addr, .port = c->port, .proto = c->proto};
-	bool loopback = c->host && is_loopback(&c->addr);
+	bool loopback = c->host && (is_loopback(&c->addr) || is_any(&c->addr));
 	struct frontend *fe = find_frontend(&key, loopback);
 	struct addr client;
 	__u8 route;

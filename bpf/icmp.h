@@ -104,24 +104,34 @@ static __noinline long rewrite_quote(struct __sk_buff *skb, const struct quote *
 	return err | bpf_skb_store_bytes(skb, q->l4 + 6, &check, 2, 0);
 }
 
+/* What an ICMP error is about. */
+enum quoted {
+	QUOTED_NONE,
+	QUOTED_FLOW,    /* a flow that flows translates */
+	QUOTED_TRACKED, /* one of conntrack's, and so is the error */
+};
+
 /*
  * Translates an ICMP error about a flow: the quotation becomes what the
- * receiver once sent, and the addresses outside fit it. False: not about a
- * flow of ours. The caller sends the packet, which is then described by w->p
- * and needs only its outer addresses changed to those of w->to.
+ * receiver once sent, and the addresses outside fit it. The caller sends the packet, which is then
+ * described by w->p and needs only its outer addresses changed to those of w->to.
  */
-static __always_inline bool find_quoted(struct __sk_buff *skb, struct work *w, struct quote *q,
-					struct tuple *inner)
+static __always_inline enum quoted find_quoted(struct __sk_buff *skb, struct work *w,
+					       struct quote *q, struct tuple *inner)
 {
 	struct flow *f;
 
 	if (!parse_quote(skb, &w->p, q))
-		return false;
+		return QUOTED_NONE;
 	/* What was quoted went the other way than the error does. */
 	reverse(&w->peer, &q->t);
 	f = bpf_map_lookup_elem(&flows, &w->peer);
-	if (!f || f->flags & FLOW_FOREIGN)
-		return false;
+	if (f && f->flags & (FLOW_FOREIGN | FLOW_STACK))
+		return QUOTED_TRACKED;
+	if (!f)
+		return is_tracked(&q->t) && find_tracked(skb, w, &w->peer) != TRACKED_NONE
+			   ? QUOTED_TRACKED
+			   : QUOTED_NONE;
 	reverse(inner, &f->to);
 	w->to.src = w->p.t.src;
 	if (same_addr(&w->p.t.src, &w->peer.src))
@@ -130,7 +140,7 @@ static __always_inline bool find_quoted(struct __sk_buff *skb, struct work *w, s
 	w->to.sport = f->to.sport; /* for the choice of a route only */
 	w->to.dport = f->to.dport;
 	w->to.proto = w->p.t.proto;
-	return true;
+	return QUOTED_FLOW;
 }
 
 /* Rewrites what find_quoted found: quotation, checksum, outer addresses. */

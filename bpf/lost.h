@@ -20,7 +20,7 @@ static __noinline bool revive(struct work *w)
 		return false;
 	key = *other;
 	f = bpf_map_lookup_elem(&flows, &key);
-	if (!f || f->flags & FLOW_REST)
+	if (!f || f->flags & (FLOW_REST | FLOW_STACK))
 		return false;
 	other_half(w, &key, f);
 	if (!same_tuple(&w->peer, &w->p.t))
@@ -50,7 +50,7 @@ static __noinline bool find_lost(struct work *w)
 	f = bpf_map_lookup_elem(&flows, &w->p.t);
 	if (!f)
 		return revive(w);
-	if (f->flags & (FLOW_FOREIGN | FLOW_REST) || !keep_flow(w, f, 0))
+	if (f->flags & (FLOW_FOREIGN | FLOW_REST | FLOW_STACK) || !keep_flow(w, f, 0))
 		return false;
 	f->packets++;
 	f->bytes += w->p.total;
@@ -85,10 +85,27 @@ static __always_inline bool in_masquerade_range(const struct work *w)
 	return port >= nat_port_min && port <= nat_port_max && w->p.t.proto != IPPROTO_SCTP;
 }
 
-/* Whether some frontend has the address, and no interface of this node. */
-static __always_inline bool is_owned(__u32 flags)
+/* Whether forwarding would send the packet back to where it came from.
+ * writes w->to, w->fib */
+static __always_inline bool would_return(struct __sk_buff *skb, struct work *w)
 {
-	return (flags & (ADDRESS_VIP | ADDRESS_LOCAL)) == ADDRESS_VIP;
+	w->to = w->p.t;
+	fill_question(w, skb->ifindex, 0);
+	if (bpf_fib_lookup(skb, &w->fib, sizeof(w->fib), fib_flags) < 0)
+		return false;
+	return w->fib.ifindex == skb->ifindex;
+}
+
+/*
+ * Whether the packet's destination, whose flags are given, is not to be forwarded
+ * untranslated: a ClusterIP, which no machine has; and any other address of a service
+ * if the packet would only go back, for there may be a machine that has it.
+ */
+static __always_inline bool is_owned(struct __sk_buff *skb, struct work *w, __u32 flags)
+{
+	if ((flags & (ADDRESS_VIP | ADDRESS_LOCAL)) != ADDRESS_VIP)
+		return false;
+	return flags & ADDRESS_CLUSTER_IP || (!w->egress && would_return(skb, w));
 }
 
 /*
@@ -98,6 +115,8 @@ static __always_inline bool is_owned(__u32 flags)
  */
 static __always_inline int refuse_unknown(struct __sk_buff *skb, struct work *w)
 {
+	if (!w->egress && is_martian(&w->p.t.src))
+		return drop(REASON_MARTIAN, &w->p);
 	count(REASON_UNKNOWN_PORT, w->p.total);
 	tell(&w->p.t, NULL, EVENT_NO_SERVICE, REASON_UNKNOWN_PORT);
 	if (w->p.t.proto == IPPROTO_TCP && w->p.saw == FRAGMENT_NONE)
@@ -105,20 +124,37 @@ static __always_inline int refuse_unknown(struct __sk_buff *skb, struct work *w)
 	return answer_icmp(skb, w, ANSWER_PORT_UNREACHABLE, 0);
 }
 
-/* ICMP and all other protocols without ports. */
+/* Router and neighbour solicitations and advertisements, and redirects: the stack's. */
+static __always_inline bool is_discovery(const struct packet *p)
+{
+	return !p->v4 && p->icmp_type >= 133 && p->icmp_type <= 137;
+}
+
+/* ICMP, and all that has no ports. */
 static __always_inline int no_ports(struct __sk_buff *skb, struct work *w)
 {
-	bool error = is_icmp_error(&w->p);
+	bool icmp = !w->p.opaque, error = icmp && is_icmp_error(&w->p);
 
-	if (error && find_quoted(skb, w, &w->quote, &w->inner))
-		return deliver_error(skb, w);
-	/* Neighbour discovery and the like is the stack's. */
-	if (!error && w->p.icmp_type != (w->p.v4 ? ICMP_ECHO : ICMPV6_ECHO_REQUEST))
+	if (error) {
+		switch (find_quoted(skb, w, &w->quote, &w->inner)) {
+		case QUOTED_FLOW:
+			return deliver_error(skb, w);
+		case QUOTED_TRACKED:
+			return NEXT;
+		case QUOTED_NONE:
+			break;
+		}
+	}
+	if (icmp && is_discovery(&w->p))
 		return NEXT;
-	if (!is_owned(address_flags(&w->p.t.dst)))
+	if (!is_owned(skb, w, address_flags(&w->p.t.dst)))
 		return NEXT;
-	if (error)
-		return drop(REASON_UNKNOWN_PORT, &w->p);
+	if (!w->egress && is_martian(&w->p.t.src))
+		return drop(REASON_MARTIAN, &w->p);
+	if (!icmp)
+		return drop(REASON_UNKNOWN_PROTOCOL, &w->p);
+	if (w->p.icmp_type != (w->p.v4 ? ICMP_ECHO : ICMPV6_ECHO_REQUEST))
+		return drop(error ? REASON_UNKNOWN_PORT : REASON_UNKNOWN_PROTOCOL, &w->p);
 	if (ping_services && w->p.saw == FRAGMENT_NONE) {
 		count(REASON_ECHO, w->p.total);
 		return answer_echo(skb, w);
@@ -142,12 +178,21 @@ static __always_inline int stranger(struct __sk_buff *skb, struct work *w)
 		return NEXT; /* may be netfilter's, which takes ports as it likes */
 	if (!syn && w->known && from_backend_port(w) && revive(w))
 		return resume(skb, w);
-	if (is_owned(flags) && (syn || w->p.t.proto != IPPROTO_TCP))
+	if (is_tracked(&w->p.t) && is_owned(skb, w, flags)) {
+		enum tracked found = find_tracked(skb, w, &w->p.t);
+
+		if (found != TRACKED_NONE && found != TRACKED_HALF)
+			return NEXT;
+		return refuse_unknown(skb, w);
+	}
+	if ((syn || w->p.t.proto != IPPROTO_TCP) && is_owned(skb, w, flags))
 		return refuse_unknown(skb, w);
 	if (!range || w->egress || syn || !(flags & ADDRESS_LOCAL))
 		return NEXT;
 	if (find_lost(w))
 		return resume(skb, w);
+	if (is_tracked(&w->p.t))
+		return NEXT; /* netfilter takes ports as it likes */
 	reverse(&w->to, &w->p.t);
 	return socket_holds(skb, w) ? NEXT : drop(REASON_UNKNOWN_REPLY, &w->p);
 }

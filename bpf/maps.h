@@ -32,6 +32,8 @@ MAP(BPF_MAP_TYPE_HASH, flows, struct tuple, struct flow, 1024, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, pairs, struct tuple, struct tuple, 1024, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, affinities, struct affinity_key, struct affinity, 1024, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, fragments, struct fragment_key, struct fragment, 1024, 0);
+/* When the next answer to an address is due; key :: is all of them together. */
+MAP(BPF_MAP_TYPE_LRU_HASH, answer_times, struct addr, __u64, 4096, 0);
 MAP(BPF_MAP_TYPE_ARRAY, service_counts, __u32, struct service_stats, 1024, 0);
 MAP(BPF_MAP_TYPE_HASH, backend_counts, struct member_key, struct backend_stats, 1024,
     BPF_F_NO_PREALLOC);
@@ -46,6 +48,12 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 256 * 1024);
 } events SEC(".maps");
+
+/* Flows that conntrack could let out of its sight; the agent reads it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 64 * 1024);
+} promotions SEC(".maps");
 
 /* Dies with the socket, so nothing needs to collect it. */
 struct {

@@ -27,54 +27,27 @@
 #include "packet.h"
 #include "lookup.h"
 #include "work.h"
+#include "sklookup.h"
+#include "ct.h"
 #include "keep.h"
 #include "filter.h"
 #include "closing.h"
 #include "flow.h"
+#include "receiver.h"
 #include "nat.h"
 #include "icmp.h"
 #include "answer.h"
 #include "forward.h"
 #include "begin.h"
+#include "fast.h"
 #include "lost.h"
+#include "tracked.h"
+#include "tc.h"
 #include "bound.h"
 #include "sock.h"
 #include "xdp.h"
 #include "gone.h"
 #include "collect.h"
-
-static __noinline int handle(struct __sk_buff *skb, __u32 l3, bool egress)
-{
-	struct bytes b = {
-	    .ctx = skb, .gso = skb->gso_segs, .protocol = skb->protocol, .len = skb->len};
-	struct work *w = get_work();
-	struct flow *f;
-
-	/* A tagged packet belongs to the VLAN's own interface. */
-	if (!w || skb->vlan_present || !parse(b, &w->p, l3))
-		return NEXT;
-	w->egress = egress;
-	if (!port_bit(w->p.t.proto))
-		return no_ports(skb, w);
-	if (w->p.saw == FRAGMENT_LATER && !recall_fragment(w))
-		return orphan_fragment(w);
-	w->known = may_have_flow(&w->p.t);
-	f = w->known ? bpf_map_lookup_elem(&flows, &w->p.t) : NULL;
-	if (f && f->flags & FLOW_FOREIGN)
-		return NEXT;
-	if (f && !(f->flags & FLOW_REST) && keep_flow(w, f, egress ? 0 : skb->ifindex)) {
-		f->packets++;
-		f->bytes += w->p.total;
-		w->to = f->to;
-		return deliver(skb, w);
-	}
-	if (read_frontend(w)) {
-		if ((w->known || w->p.t.proto == IPPROTO_TCP) && !is_syn(&w->p) && find_lost(w))
-			return resume(skb, w);
-		return begin(skb, w);
-	}
-	return stranger(skb, w);
-}
 
 /* Ingress of interfaces with Ethernet headers. */
 SEC("tc")
@@ -258,6 +231,21 @@ int collect(struct collection *c)
 	c->flows = pass.flows;
 	c->deleted = pass.deleted;
 	return 0;
+}
+
+/* The agent has seen to it that conntrack can do without each segment of a flow: the
+ * next packet may open the fast way. */
+SEC("syscall")
+int accelerate(struct promotion *in)
+{
+	struct promotion p = *in; /* a map's key has to be on the stack */
+	struct flow *f = bpf_map_lookup_elem(&flows, &p.t);
+
+	if (!f || !(f->flags & FLOW_STACK) || f->id != p.id)
+		return 0;
+	f->ready = 1;
+	f->checked = 0;
+	return 1;
 }
 
 /* Reading these iterators lists the sockets of the reader's network namespace

@@ -49,11 +49,14 @@ struct packet {
 	__u32 fragment_id; /* network */
 	__u32 saw;         /* enum fragment_kind */
 	bool v4;
+	bool opaque;       /* what follows the IP header is not understood */
 	bool may_fragment; /* IPv4 without DF */
 	__u8 ttl;
 	__u8 tos;
 	__u8 tcp_flags;
 	__u8 icmp_type;
+	__u32 seq; /* host; TCP */
+	__u32 ack; /* host; TCP */
 };
 
 static __always_inline void map_v4(struct addr *a, __u32 v4)
@@ -67,6 +70,12 @@ static __always_inline void map_v4(struct addr *a, __u32 v4)
 static __always_inline bool is_v4(const struct addr *a)
 {
 	return a->w[0] == 0 && a->w[1] == 0 && a->w[2] == bpf_htonl(0xffff);
+}
+
+/* 0.0.0.0 or ::. */
+static __always_inline bool is_any(const struct addr *a)
+{
+	return !(a->w[0] | a->w[1] | a->w[3]) && (a->w[2] == 0 || a->w[2] == bpf_htonl(0xffff));
 }
 
 static __always_inline bool is_zero(const struct addr *a)
@@ -215,7 +224,11 @@ static __always_inline bool parse_v6(struct bytes b, struct packet *p)
 	p->t.proto = ip.nexthdr;
 	__builtin_memcpy(&p->t.src, &ip.saddr, 16);
 	__builtin_memcpy(&p->t.dst, &ip.daddr, 16);
-	return skip_extensions(b, p);
+	/* These stand for IPv4 here, and on no wire (RFC 4942, 2.2): the stack drops them. */
+	if (is_v4(&p->t.src) || is_v4(&p->t.dst))
+		return false;
+	p->opaque = !skip_extensions(b, p);
+	return true;
 }
 
 /* Ports, TCP flags, ICMP type. False if the header is not all there. */
@@ -231,6 +244,8 @@ static __always_inline bool parse_l4(struct bytes b, struct packet *p)
 		if (left < sizeof(tcp) || load_bytes(b, p->l4, &tcp, sizeof(tcp)) < 0)
 			return false;
 		p->tcp_flags = ((__u8 *)&tcp)[13];
+		p->seq = bpf_ntohl(tcp.seq);
+		p->ack = bpf_ntohl(tcp.ack_seq);
 		p->l4_len = tcp.doff * 4;
 		break;
 	case IPPROTO_UDP:
@@ -255,7 +270,8 @@ static __always_inline bool parse_l4(struct bytes b, struct packet *p)
 
 /*
  * Fills in p from the packet whose IP header starts at l3. False means that it
- * is none of a service's business, or so malformed that the stack drops it.
+ * is no IP, or so malformed that the stack drops it. Of an opaque one, addresses
+ * alone are known.
  */
 static __always_inline bool parse(struct bytes b, struct packet *p, __u32 l3)
 {
@@ -268,6 +284,7 @@ static __always_inline bool parse(struct bytes b, struct packet *p, __u32 l3)
 	p->tcp_flags = 0;
 	p->l4_len = 0;
 	p->icmp_type = 0;
+	p->opaque = false;
 	if (b.protocol == bpf_htons(ETH_P_IP)) {
 		if (!parse_v4(b, p))
 			return false;
@@ -277,10 +294,14 @@ static __always_inline bool parse(struct bytes b, struct packet *p, __u32 l3)
 	} else {
 		return false;
 	}
+	if (p->opaque)
+		return true;
 	if (p->saw == FRAGMENT_LATER)
-		return p->t.proto == IPPROTO_UDP || p->t.proto == IPPROTO_TCP ||
-		       p->t.proto == IPPROTO_SCTP;
-	return parse_l4(b, p);
+		p->opaque = p->t.proto != IPPROTO_UDP && p->t.proto != IPPROTO_TCP &&
+			    p->t.proto != IPPROTO_SCTP;
+	else
+		p->opaque = !parse_l4(b, p);
+	return true;
 }
 
 #endif

@@ -11,15 +11,6 @@
 #ifndef NODEPROXY_SOCK_H
 #define NODEPROXY_SOCK_H
 
-/* A socket call's address argument, of either family. */
-struct call {
-	struct addr addr;
-	struct addr source; /* zero: not known */
-	__u16 port;         /* network */
-	__u8 proto;
-	bool host; /* a socket of the node's namespace, not of a Pod's */
-};
-
 static __always_inline void read_call4(struct bpf_sock_addr *ctx, struct call *c)
 {
 	map_v4(&c->addr, ctx->user_ip4);
@@ -172,7 +163,10 @@ static __noinline int decide(struct bpf_sock_addr *ctx, struct call *c, struct b
 	key.addr = c->addr;
 	key.port = c->port;
 	key.proto = c->proto;
-	loopback = c->host && is_loopback(&c->addr);
+	/* 0.0.0.0 and :: are the caller's own loopback addresses. */
+	loopback = is_loopback(&c->addr) || is_any(&c->addr);
+	if (loopback && !c->host)
+		return VERDICT_NONE;
 	if (loopback) {
 		struct node *n = node_facts();
 
@@ -183,6 +177,8 @@ static __noinline int decide(struct bpf_sock_addr *ctx, struct call *c, struct b
 	if (!found)
 		return VERDICT_NONE;
 	fe = *found;
+	if (is_caches(ctx, c))
+		return VERDICT_ASIDE;
 	if (!socket_route(c, &fe, loopback, &client, &route))
 		return VERDICT_ASIDE;
 	if ((route & ROUTE_ACTION) == ROUTE_REJECT) {

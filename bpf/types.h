@@ -131,47 +131,12 @@ struct range_key {
 	struct addr addr;
 };
 
-enum flow_flag {
-	FLOW_REPLY = 1,    /* from backend to client */
-	FLOW_SOURCE = 2,   /* the forward half rewrites the source too */
-	FLOW_LASTING = 4,  /* the client sent again after more than a second */
-	FLOW_ORPHAN = 8,   /* the collector saw this half alone, before it had a packet */
-	FLOW_REST = 32,    /* a reply half that only keeps its port from others */
-	FLOW_FOREIGN = 16, /* holds the key for a connection that netfilter translates */
-};
-
-enum flow_tcp {
-	TCP_SEEN_FIN = 1,
-	TCP_SEEN_RST = 2,
-	TCP_SEEN_ACK = 4,  /* an ACK without SYN went by */
-	TCP_FIRST_FIN = 8, /* the other direction had not sent its FIN by then */
-};
-
-/*
- * One half of a flow. What the packet becomes, read backwards, is the key of
- * the other half: so either half can rebuild the other.
- */
-struct flow {
-	struct tuple to;
-	__u32 service; /* host */
-	__u32 epoch;   /* host; of the service when the backend was last checked */
-	__u64 seen;    /* host; ns of CLOCK_MONOTONIC, 0 before the first packet */
-	__u8 flags;    /* enum flow_flag */
-	__u8 tcp;      /* enum flow_tcp, of this direction */
-	__u8 pad[6];
-	/* Added to without a lock by who has a packet: two CPUs with packets of one
-	 * direction at the same moment may count one of them. */
-	__u64 bytes;
-	__u64 counted_bytes; /* of these, what service_stats and backend_stats have */
-	__u32 packets;
-	__u32 counted_packets;
-};
-
 /* What an address is to this node. */
 enum address_flag {
-	ADDRESS_LOCAL = 1,    /* an address of this node */
-	ADDRESS_NODEPORT = 2, /* carries node ports */
-	ADDRESS_VIP = 4,      /* some frontend's address */
+	ADDRESS_LOCAL = 1,      /* an address of this node */
+	ADDRESS_NODEPORT = 2,   /* carries node ports */
+	ADDRESS_VIP = 4,        /* some frontend's address */
+	ADDRESS_CLUSTER_IP = 8, /* some service's ClusterIP: no machine has it */
 };
 
 /* Who has a port number: bit by protocol for service addresses, then the same for
@@ -187,13 +152,16 @@ enum port_flag {
 struct interface {
 	struct addr masquerade[2]; /* by family: source towards this interface; zero if none */
 	__u32 flags;               /* enum interface_flag */
+	__u8 mac[6];               /* of this host here: at a bridge's port, the bridge's */
+	__u8 pad[2];
 };
 
 enum interface_flag {
 	INTERFACE_POD4 = 1, /* IPv4 packets that arrive here come from a Pod */
 	INTERFACE_POD6 = 2,
-	INTERFACE_PEER = 4, /* a veth whose other end is in another namespace */
-	INTERFACE_XDP = 8,  /* an uplink with a program at XDP: sends frames of others too */
+	INTERFACE_PEER = 4,  /* a veth whose other end is in another namespace */
+	INTERFACE_PORT = 16, /* of a bridge */
+	INTERFACE_XDP = 8,   /* an uplink with a program at XDP: sends frames of others too */
 };
 
 enum node_flag {
@@ -204,6 +172,8 @@ enum node_flag {
 	NODE_LOOPBACK4 = 16, /* node ports answer on 127.0.0.0/8 */
 	NODE_LOOPBACK6 = 32,
 	NODE_PASS_UNKNOWN = 64, /* TCP without a flow is left to the stack, not reset */
+	NODE_STACK = 128,       /* no packet passes the stack by */
+	NODE_OTHERS_NAT = 256,  /* other programs have rules of NAT for what leaves the node */
 };
 
 /* The facts of this node; one element. */
@@ -256,22 +226,8 @@ struct gone {
 	__u64 cookie; /* of the socket */
 };
 
-/* In and out of the collect program. */
-struct collection {
-	__u64 now;         /* in; ns; 0 means the present */
-	__u64 established; /* in; timeouts in ns */
-	__u64 closing;
-	__u64 time_wait;
-	__u64 opening;
-	__u64 udp; /* answered, and lasting */
-	__u64 udp_opening;
-	__u64 flows;   /* out; halves left */
-	__u64 deleted; /* out; halves deleted */
-	__u32 filter;  /* in; 1 + which filter gets the bits of all halves, or 0 */
-	__u32 keep;    /* in; 1: nothing is deleted, nor counted in flows */
-};
-
 #include "filtertypes.h"
+#include "flowtypes.h"
 #include "stats.h"
 
 _Static_assert(sizeof(struct addr) == 16, "addr");
@@ -284,13 +240,11 @@ _Static_assert(sizeof(struct member_key) == 24, "member_key");
 _Static_assert(sizeof(struct affinity_key) == 20, "affinity_key");
 _Static_assert(sizeof(struct affinity) == 32, "affinity");
 _Static_assert(sizeof(struct range_key) == 24, "range_key");
-_Static_assert(sizeof(struct flow) == 88, "flow");
-_Static_assert(sizeof(struct interface) == 36, "interface");
+_Static_assert(sizeof(struct interface) == 44, "interface");
 _Static_assert(sizeof(struct node) == 100, "node");
 _Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
 _Static_assert(sizeof(struct translation) == 44, "translation");
 _Static_assert(sizeof(struct socket) == 360, "socket");
 _Static_assert(sizeof(struct gone) == 48, "gone");
-_Static_assert(sizeof(struct collection) == 80, "collect");
 
 #endif

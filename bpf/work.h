@@ -3,6 +3,16 @@
 #ifndef NODEPROXY_WORK_H
 #define NODEPROXY_WORK_H
 
+/* Of conntrack's functions: what is asked, and what went wrong. Later kernels take
+ * this form of 6.1 too. */
+struct bpf_ct_opts {
+	__s32 netns_id;
+	__s32 error;
+	__u8 l4proto;
+	__u8 dir;
+	__u8 reserved[2];
+};
+
 /* What an error quotes. */
 struct quote {
 	struct tuple t;
@@ -25,7 +35,11 @@ struct work {
 	struct backend be;
 	struct bpf_fib_lookup fib;
 	struct bpf_sock_tuple sock;
+	struct bpf_ct_opts ct;
 	struct fragment_key fragment;
+	struct addr source; /* that a route gives */
+	__u32 ct_status;    /* of the entry that find_tracked found */
+	__u8 ct_state;      /* of TCP */
 	struct quote quote; /* in the ICMP error at hand */
 	struct tuple inner; /* what it becomes */
 	__u32 quoted[32];   /* by an ICMP error that is made here */

@@ -25,7 +25,7 @@ static __always_inline bool is_plain(const struct packet *p)
 {
 	__u32 expected = ETH_HLEN + (p->v4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
 
-	return (p->t.proto == IPPROTO_TCP || p->t.proto == IPPROTO_UDP) &&
+	return !p->opaque && (p->t.proto == IPPROTO_TCP || p->t.proto == IPPROTO_UDP) &&
 	       p->saw == FRAGMENT_NONE && p->l4 == expected && p->ttl > 1;
 }
 
@@ -90,7 +90,7 @@ static __always_inline bool renew(const struct work *w, __u16 *check, __u32 diff
 
 	if (!check)
 		return false;
-	if (p->v4 && p->t.proto == IPPROTO_UDP && !*check) /* the sender does without */
+	if (p->t.proto == IPPROTO_UDP && !*check) /* the sender does without */
 		return true;
 	if (is_unfinished(p, *check))
 		return false;
@@ -155,6 +155,33 @@ static __always_inline bool rewrite_link(struct xdp_md *xdp, const struct work *
 	return true;
 }
 
+/* Whether a packet with a known half may pass the stack by here. What has to be
+ * decided first, tc decides. */
+static __always_inline bool may_pass_by(struct work *w, struct flow *f, __u32 ifindex)
+{
+	if (f->flags & (FLOW_FOREIGN | FLOW_REST))
+		return false;
+	/* What this notes of a packet that goes on to tc, tc notes once more. */
+	if (!(f->flags & FLOW_STACK))
+		return keep_flow(w, f, ifindex);
+	return passes(w, f, ifindex) && f->checked == this_second() && !has_to_ask(w, f) &&
+	       !(w->p.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST));
+}
+
+/* Counts a packet that was forwarded here. */
+static __always_inline void note_forwarded(struct work *w, struct flow *f)
+{
+	if (f->flags & FLOW_STACK) {
+		note_packet(w, f);
+		if (w->p.t.proto == IPPROTO_TCP)
+			note_segment(&w->p, f);
+	} else {
+		f->packets++;
+		f->bytes += w->p.total;
+	}
+	count(REASON_FORWARDED_XDP, w->p.total);
+}
+
 static __always_inline int forward_known(struct xdp_md *xdp)
 {
 	struct work *w = get_work();
@@ -164,22 +191,18 @@ static __always_inline int forward_known(struct xdp_md *xdp)
 	if (!w || !parse_xdp(xdp, &w->p) || !is_plain(&w->p) || !may_have_flow(&w->p.t))
 		return XDP_PASS;
 	f = bpf_map_lookup_elem(&flows, &w->p.t);
-	if (!f || f->flags & (FLOW_FOREIGN | FLOW_REST))
+	if (!f || (f->flags & FLOW_STACK && !is_fast(f)))
 		return XDP_PASS;
+	w->egress = false;
 	w->to = f->to;
-	if (!find_hop(xdp, w))
-		return XDP_PASS;
-	/* What this notes of a packet that goes on to tc, tc notes once more. */
-	if (!keep_flow(w, f, xdp->ingress_ifindex))
+	if (!find_hop(xdp, w) || !may_pass_by(w, f, xdp->ingress_ifindex))
 		return XDP_PASS;
 	diff = bpf_csum_diff((__be32 *)&w->p.t, 32, (__be32 *)&w->to, 32, 0);
 	if (w->p.v4 ? !rewrite_v4(xdp, w, diff) : !rewrite_v6(xdp, w, diff))
 		return XDP_PASS;
 	if (!rewrite_link(xdp, w))
 		return XDP_ABORTED; /* cannot be: more than that was just written */
-	f->packets++;
-	f->bytes += w->p.total;
-	count(REASON_FORWARDED_XDP, w->p.total);
+	note_forwarded(w, f);
 	if (w->fib.ifindex == xdp->ingress_ifindex)
 		return XDP_TX;
 	return bpf_redirect(w->fib.ifindex, 0);

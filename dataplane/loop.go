@@ -3,7 +3,6 @@ package dataplane
 import (
 	"context"
 	"log/slog"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -16,8 +15,8 @@ import (
 type Loop struct {
 	Dataplane Dataplane
 	// Configure works out the node's configuration from its own object, nil
-	// while there is none, and the addresses on its interfaces.
-	Configure func(node *service.Node, local []netip.Addr) (service.Config, error)
+	// while there is none, and what the kernel says of the machine.
+	Configure func(node *service.Node, host service.Host) (service.Config, error)
 	NodeName  string
 	// MinSyncPeriod is the least time from the end of a sync to the start of
 	// the next.
@@ -31,7 +30,7 @@ type Loop struct {
 	Applied func(service.Changes)
 	// Inspect, if set, delivers functions that are to see the Table; they run
 	// on Run's goroutine between two syncs, and must not change it. The Table is
-	// nil before the node's addresses are known.
+	// nil before the host is known.
 	Inspect <-chan func(*service.Table)
 	// Repair, if set, delivers functions that are to be told how a full sync
 	// went which begins after they came; they run on Run's goroutine.
@@ -64,10 +63,10 @@ type Report struct {
 const firstBackoff = 500 * time.Millisecond
 
 // Run works until ctx ends and returns nil then. changes delivers what a source
-// says, addresses the addresses on the node's interfaces whenever they change.
+// says, hosts what the kernel says of the machine whenever that changes.
 // Nothing is written before both have come, and the changes were complete: what
 // an earlier run left in the kernel works until then.
-func (l *Loop) Run(ctx context.Context, changes <-chan service.Changes, addresses <-chan []netip.Addr) error {
+func (l *Loop) Run(ctx context.Context, changes <-chan service.Changes, hosts <-chan service.Host) error {
 	s := &loopState{Loop: l, full: true}
 	period := time.NewTicker(l.SyncPeriod)
 	defer period.Stop()
@@ -84,8 +83,8 @@ func (l *Loop) Run(ctx context.Context, changes <-chan service.Changes, addresse
 			return nil
 		case c := <-changes:
 			s.apply(c)
-		case a := <-addresses:
-			s.setAddresses(a)
+		case h := <-hosts:
+			s.setHost(h)
 		case fn := <-l.Inspect:
 			s.inspect(fn)
 		case told := <-l.Repair:
@@ -104,8 +103,8 @@ func (l *Loop) Run(ctx context.Context, changes <-chan service.Changes, addresse
 type loopState struct {
 	*Loop
 	resolver  *service.Resolver
-	waiting   []service.Changes // came before the addresses
-	addresses []netip.Addr
+	waiting   []service.Changes // came before the host
+	host      service.Host
 	complete  bool                      // a complete list was seen
 	full      bool                      // the next sync is a full one
 	changed   map[service.Name]struct{} // since the last successful sync
@@ -160,10 +159,10 @@ func (s *loopState) apply(c service.Changes) {
 	}
 }
 
-func (s *loopState) setAddresses(a []netip.Addr) {
-	s.addresses = a
+func (s *loopState) setHost(h service.Host) {
+	s.host = h
 	if s.resolver == nil {
-		cfg, err := s.Configure(nil, a)
+		cfg, err := s.Configure(nil, h)
 		if err != nil {
 			s.Log.Error("node can not be configured", "error", err)
 			return
@@ -179,7 +178,7 @@ func (s *loopState) setAddresses(a []netip.Addr) {
 }
 
 func (s *loopState) reconfigure() {
-	cfg, err := s.Configure(s.resolver.State().Node(s.NodeName), s.addresses)
+	cfg, err := s.Configure(s.resolver.State().Node(s.NodeName), s.host)
 	if err != nil { // the last good configuration stays
 		s.Log.Error("node can not be configured", "error", err)
 		return

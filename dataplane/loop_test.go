@@ -42,14 +42,14 @@ func (r *recorder) Close() error { return nil }
 // running is a Loop under test, with fake time.
 type running struct {
 	*recorder
-	changes   chan service.Changes
-	addresses chan []netip.Addr
-	loop      *Loop
+	changes chan service.Changes
+	hosts   chan service.Host
+	loop    *Loop
 }
 
 func runLoop(t *testing.T) *running {
 	r := &running{
-		recorder: &recorder{start: time.Now()}, changes: make(chan service.Changes), addresses: make(chan []netip.Addr),
+		recorder: &recorder{start: time.Now()}, changes: make(chan service.Changes), hosts: make(chan service.Host),
 	}
 	opts := service.Options{NodeName: "node-a"}
 	r.loop = &Loop{
@@ -58,7 +58,7 @@ func runLoop(t *testing.T) *running {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { r.loop.Run(ctx, r.changes, r.addresses); close(done) }()
+	go func() { r.loop.Run(ctx, r.changes, r.hosts); close(done) }()
 	t.Cleanup(func() { cancel(); <-done })
 	return r
 }
@@ -76,13 +76,13 @@ func one(i, endpoints int) service.Changes {
 	return service.Changes{Services: []*service.Service{svc}, EndpointSlices: []*service.EndpointSlice{slice}}
 }
 
-var anyAddress = []netip.Addr{netip.MustParseAddr("192.168.77.11")}
+var anyHost = service.Host{Addresses: []netip.Addr{netip.MustParseAddr("192.168.77.11")}}
 
 func TestNothingIsWrittenBeforeTheFirstCompleteList(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := runLoop(t)
-		r.changes <- one(1, 1) // before the addresses, and not complete
-		r.addresses <- anyAddress
+		r.changes <- one(1, 1) // before the host, and not complete
+		r.hosts <- anyHost
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if len(r.syncs) != 0 {
@@ -99,7 +99,7 @@ func TestNothingIsWrittenBeforeTheFirstCompleteList(t *testing.T) {
 func TestFirstChangeIsAtOnceAndTheNextOnesAreJoined(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := runLoop(t)
-		r.addresses <- anyAddress
+		r.hosts <- anyHost
 		r.changes <- synth.Cluster(3, 1)
 		time.Sleep(5 * time.Second)
 		before := time.Since(r.start)
@@ -123,7 +123,7 @@ func TestFirstChangeIsAtOnceAndTheNextOnesAreJoined(t *testing.T) {
 func TestFailureBacksOffAndThenComparesEverything(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := runLoop(t)
-		r.addresses <- anyAddress
+		r.hosts <- anyHost
 		r.changes <- synth.Cluster(3, 1)
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
@@ -147,7 +147,7 @@ func TestFailureBacksOffAndThenComparesEverything(t *testing.T) {
 func TestKernelIsComparedNowAndThen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := runLoop(t)
-		r.addresses <- anyAddress
+		r.hosts <- anyHost
 		r.changes <- synth.Cluster(3, 1)
 		time.Sleep(95 * time.Second)
 		synctest.Wait()
@@ -165,7 +165,7 @@ func TestKernelIsComparedNowAndThen(t *testing.T) {
 func TestNewFactsOfTheNodeAskForAFullSync(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := runLoop(t)
-		r.addresses <- anyAddress
+		r.hosts <- anyHost
 		r.changes <- synth.Cluster(3, 1)
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
@@ -181,7 +181,7 @@ func TestNewFactsOfTheNodeAskForAFullSync(t *testing.T) {
 		if got := r.last(t); len(r.syncs) != n+1 || !got.full {
 			t.Errorf("own node changed: %+v", got)
 		}
-		r.addresses <- append(anyAddress, netip.MustParseAddr("192.168.77.99"))
+		r.hosts <- service.Host{Addresses: append(anyHost.Addresses, netip.MustParseAddr("192.168.77.99"))}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		if got := r.last(t); len(r.syncs) != n+2 || !got.full {

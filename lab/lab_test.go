@@ -380,3 +380,23 @@ func links(t *testing.T) []string {
 	}
 	return names
 }
+
+// TestDownBesideIPNetns: the first "ip netns add" makes the directory of names a
+// mount, over the names of labs that are up. It is tried where no directory is
+// yet, in a mount namespace of its own.
+func TestDownBesideIPNetns(t *testing.T) {
+	labtest.RequireRoot(t)
+	name := labtest.Name()
+	script := `set -e
+mount -t tmpfs none /run
+"$1" lab up --no-agent --name "$2"
+ip netns add "$2-others"
+"$1" lab down --name "$2"
+ls /run/netns
+ip netns del "$2-others"`
+	out, err := exec.CommandContext(t.Context(), "unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh",
+		labtest.Binary(t), name).CombinedOutput()
+	if err != nil || !strings.HasSuffix(strings.TrimSpace(string(out)), "\n"+name+"-others") || strings.Contains(string(out), "\nnp-"+name) {
+		t.Errorf("%v:\n%s", err, out)
+	}
+}

@@ -33,22 +33,34 @@ func createNetns(name string) error {
 	})
 }
 
-// shareNetnsDir makes netnsDir a shared mount of its own, as iproute2 does before
-// its first name. Whoever did that later would put a mount over our names, under
-// which nobody could remove them.
+// shareNetnsDir makes netnsDir a shared mount of its own, as iproute2 does when it
+// makes its first namespace (netns_add in ip/ipnetns.c), under the same lock. Else
+// the first "ip netns add" while a lab is up would do it, over the names that
+// are there: unmounted above, they are still in use below, and cannot be removed.
+// For the same reason it is left alone where others' names are there already.
 func shareNetnsDir() error {
 	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
-		return err
+		return fmt.Errorf("make the directory of network namespaces: %w", err)
 	}
-	share := func() error { return unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "") }
-	err := share()
-	if errors.Is(err, unix.EINVAL) { // it is no mount yet
+	dir, err := os.Open(netnsDir)
+	if err != nil {
+		return fmt.Errorf("open the directory of network namespaces: %w", err)
+	}
+	defer dir.Close() // gives the lock back
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", netnsDir, err)
+	}
+	err = unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "")
+	if errors.Is(err, unix.EINVAL) { // no mount yet
+		if names, err := dir.Readdirnames(1); err == nil && len(names) > 0 {
+			return nil
+		}
 		if err = unix.Mount(netnsDir, netnsDir, "none", unix.MS_BIND|unix.MS_REC, ""); err == nil {
-			err = share()
+			err = unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "")
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("share mount %s: %w", netnsDir, err)
+		return fmt.Errorf("make %s a shared mount: %w", netnsDir, err)
 	}
 	return nil
 }

@@ -5,12 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/nodeproxy/nodeproxy/admin"
 	"github.com/nodeproxy/nodeproxy/dataplane"
@@ -64,7 +68,7 @@ func TestModesAreEqual(t *testing.T) { // its columns keep all CPUs busy: nothin
 			if e.asked < e.sent/(2*explainEach[mode]) {
 				t.Errorf("only %d of %d packets were explained", e.asked, e.sent)
 			}
-			if e.sent < 20*equalityStates || len(e.seen) != 3 {
+			if e.sent < 18*equalityStates || len(e.seen) != 3 {
 				t.Errorf("too few packets: %d, %v", e.sent, e.seen)
 			}
 		})
@@ -84,8 +88,24 @@ type equality struct {
 func newEquality(t *testing.T, mode string) *equality {
 	t.Helper()
 	e := &equality{refNet: newRefNet(t, mode, synthLocal)}
+	e.do(t, "node", addSynthNetworks)
 	e.dp = e.open(t)
 	return e
+}
+
+// addSynthNetworks makes networks local as clouds do that hand packets for a
+// balancer's address to the node as they are.
+func addSynthNetworks() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	for _, n := range synth.Networks {
+		dst := &net.IPNet{IP: n.Addr().AsSlice(), Mask: net.CIDRMask(n.Bits(), n.Addr().BitLen())}
+		err = errors.Join(err, netlink.RouteReplace(&netlink.Route{Dst: dst, LinkIndex: lo.Attrs().Index, Table: unix.RT_TABLE_LOCAL,
+			Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST}))
+	}
+	return err
 }
 
 // config fits a random node into the namespaces: addresses that the links have

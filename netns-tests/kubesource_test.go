@@ -79,7 +79,7 @@ func tableOf(t *testing.T, c service.Changes) *service.Table {
 		t.Fatal("node-a is not among the objects")
 	}
 	opts := service.Options{NodeName: "node-a", LocalhostNodePorts: true}
-	cfg, err := opts.Config(node, []netip.Addr{lab.MustPlace("node-a").IPv4, lab.MustPlace("node-a").IPv6})
+	cfg, err := opts.Config(node, service.Host{Addresses: lab.MustPlace("node-a").Addrs()})
 	must(t, err)
 	r := service.NewResolver(cfg)
 	r.Apply(c)

@@ -161,7 +161,7 @@ func (l *liveAgent) restart(t *testing.T) {
 func (l *liveAgent) config(t *testing.T) (cfg service.Config) {
 	t.Helper()
 	l.e.do(t, "node", func() error {
-		local, err := dataplane.LocalAddresses()
+		local, err := dataplane.ReadHost()
 		if err == nil {
 			cfg, err = l.options.Config(&service.Node{Name: l.options.NodeName, Zone: l.zone, Addresses: synthLocal[:1]}, local)
 		}

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/nodeproxy/nodeproxy/lab"
@@ -45,9 +46,22 @@ var columns = []column{
 	{Name: "ebpf-packets-only", Mode: lab.ModeEBPF, AgentArgs: []string{"--sockets=false"}},
 }
 
+// stackColumns are those of eBPF mode with every packet on the stack way. There the
+// programs choose the backend, and do nothing else: what that changes, the tables of
+// scenarios show.
+var stackColumns = []column{
+	{Name: "ebpf-stack", Mode: lab.ModeEBPF, Sockets: true, AgentArgs: []string{"--forwarding", "stack"}},
+	{Name: "ebpf-stack-packets-only", Mode: lab.ModeEBPF, AgentArgs: []string{"--sockets=false", "--forwarding", "stack"}},
+}
+
 // eachColumn runs a test in every column, at the same time.
 func eachColumn(t *testing.T, run func(t *testing.T, c column)) {
 	eachOf(t, func(column) bool { return true }, run)
+}
+
+// eachColumnAndWay runs a test in every column, those of the stack way too.
+func eachColumnAndWay(t *testing.T, run func(t *testing.T, c column)) {
+	eachIn(t, slices.Concat(columns, stackColumns), run)
 }
 
 // eachIPTables runs a test in every column that has rules to look at.
@@ -62,12 +76,13 @@ func eachEBPF(t *testing.T, run func(t *testing.T, c column)) {
 
 // eachOf runs a test in the columns that it has a meaning in.
 func eachOf(t *testing.T, has func(column) bool, run func(t *testing.T, c column)) {
+	eachIn(t, slices.DeleteFunc(slices.Clone(columns), func(c column) bool { return !has(c) }), run)
+}
+
+func eachIn(t *testing.T, columns []column, run func(t *testing.T, c column)) {
 	labtest.RequireRoot(t)
 	t.Parallel()
 	for _, c := range columns {
-		if !has(c) {
-			continue
-		}
 		t.Run(c.Name, func(t *testing.T) {
 			t.Parallel()
 			run(t, c)

@@ -94,6 +94,9 @@ func TestP23PingServiceIPs(t *testing.T) {
 							if from == "client" && at == "cluster" {
 								routeBy(t, l, to, "node-a")
 							}
+							if (from == "node-a" || from == "pod-a1") && at != "cluster" {
+								continue // may be a machine's: the router is asked, which asks node-a again
+							}
 							if err := ping(l, from, to); !errors.Is(err, want) && !(want != nil && errors.Is(err, syscall.EPERM)) {
 								t.Errorf("ping from %s to %s: %v, want %v", from, to, err, want)
 							}

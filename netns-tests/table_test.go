@@ -165,14 +165,14 @@ var detectTable = []scenario{
 }
 
 func TestScenarios(t *testing.T) {
-	eachColumn(t, func(t *testing.T, c column) {
+	eachColumnAndWay(t, func(t *testing.T, c column) {
 		runScenarios(t, c.scenarioLab(t, false), table)
 	})
 	t.Cleanup(func() { t.Logf("%d flows judged so far, in all columns", checks.Load()) })
 }
 
 func TestScenariosBridged(t *testing.T) {
-	eachColumn(t, func(t *testing.T, c column) {
+	eachColumnAndWay(t, func(t *testing.T, c column) {
 		runScenarios(t, c.scenarioLab(t, true), table)
 	})
 }

@@ -52,6 +52,31 @@ func eachFrontend(res *Resolved, do func(frontendKey, *Frontend)) {
 	}
 }
 
+// eachClaim calls do with what a Service claims: its frontends, and the port of
+// its health check, which is a node port of TCP to whoever dials it.
+func eachClaim(res *Resolved, do func(frontendKey, Kind)) {
+	eachFrontend(res, func(k frontendKey, f *Frontend) { do(k, f.Kind) })
+	for _, k := range healthKeys(res) {
+		do(k, NodePort)
+	}
+}
+
+// healthKeys are what a health-check node port is to packets, in each family of
+// the Service.
+func healthKeys(res *Resolved) []frontendKey {
+	if res == nil || res.HealthCheck == nil {
+		return nil
+	}
+	var out []frontendKey
+	for i := range res.Ports {
+		k := frontendKey{family: res.Ports[i].Family, protocol: TCP, port: res.HealthCheck.Port}
+		if !slices.Contains(out, k) {
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
 // claims tells which Services want a frontend, the owner first.
 type claims map[frontendKey][]claim
 

@@ -17,11 +17,11 @@ func annotated(key, value string) func(*service.Service) {
 }
 
 // reached tells, for TCP from outside, whose port a destination is and where
-// packets to it may go.
+// packets to it may go. One that nobody takes would be sent back.
 func reached(r *service.Resolver, to string) string {
 	dst := netip.MustParseAddrPort(to)
 	o := r.Table().Judge(service.Packet{Source: netip.MustParseAddrPort("203.0.113.1:1"), Destination: dst,
-		Protocol: service.TCP, Interface: "eth0"})
+		Protocol: service.TCP, Interface: "eth0", Leaves: "eth0"})
 	switch {
 	case !o.Matched:
 		return "-"

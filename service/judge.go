@@ -1,13 +1,24 @@
 package service
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // Packet is the first packet of a flow, as a Table judges it.
 type Packet struct {
 	Source, Destination netip.AddrPort
 	Protocol            Protocol
 	Interface           string // on which it arrives; empty for a packet of this node
+	// Leaves is the interface by which this node would forward the packet if
+	// nothing translated it; empty for one that it would not forward, and where
+	// that is not known.
+	Leaves string
 }
+
+// returns reports whether forwarding would send a packet back to where it came
+// from.
+func (p *Packet) returns() bool { return p.Interface != "" && p.Interface == p.Leaves }
 
 // Outcome is what a Table says of a packet.
 type Outcome struct {
@@ -64,23 +75,28 @@ func (t *Table) Judge(p Packet) Outcome {
 	switch {
 	case node.Matched: // Service addresses come first
 		return t.judge(node, p)
-	case t.owns(p.Destination.Addr()):
+	case t.refuses(p):
 		return Outcome{Matched: true, Source: t.Node.SourceOf(p), Route: Route{Action: Reject}, node: &t.Node}
 	}
 	return Outcome{}
 }
 
-// owns reports whether an address exists for Services alone: it is some
-// frontend's, and no interface of this node has it. What no frontend there
-// takes is rejected, or it would go round between this node and its router.
-func (t *Table) owns(addr netip.Addr) bool {
+// refuses reports whether a packet that no frontend takes is rejected for its
+// destination address. One that some Service has as its ClusterIP exists for
+// Services alone, so that nobody answers at other ports. Any other address of a
+// Service may be a machine's, whose other ports are nobody's to refuse: there
+// only what would go round between this node and its router is rejected
+// (pitfall P23). What this node has itself is its own.
+func (t *Table) refuses(p Packet) bool {
+	addr := p.Destination.Addr()
 	if t.Node.IsLocal(addr) {
 		return false
 	}
 	for _, res := range t.Services {
 		for i := range res.Ports {
 			for j := range res.Ports[i].Frontends {
-				if f := &res.Ports[i].Frontends[j]; f.Kind != NodePort && f.Addr == addr {
+				f := &res.Ports[i].Frontends[j]
+				if f.Kind != NodePort && f.Addr == addr && (!f.Kind.MayBeAMachines() || p.returns()) {
 					return true
 				}
 			}
@@ -104,12 +120,7 @@ func (t *Table) judge(o Outcome, p Packet) Outcome {
 }
 
 func (f *Frontend) allows(source netip.Addr) bool {
-	for _, r := range f.SourceRanges {
-		if r.Contains(source) {
-			return true
-		}
-	}
-	return false
+	return inside(f.SourceRanges, source)
 }
 
 // SourceOf tells the class of a packet's source.
@@ -133,12 +144,8 @@ func (n *NodeFacts) IsLocal(addr netip.Addr) bool {
 	if addr.IsLoopback() {
 		return true
 	}
-	for _, a := range n.Local[FamilyOf(addr)] {
-		if a == addr {
-			return true
-		}
-	}
-	return false
+	family := FamilyOf(addr)
+	return slices.Contains(n.Local[family], addr) || inside(n.LocalNetworks[family], addr)
 }
 
 func (n *NodeFacts) carriesNodePorts(addr netip.Addr) bool {
@@ -149,10 +156,5 @@ func (n *NodeFacts) carriesNodePorts(addr netip.Addr) bool {
 	if on.All {
 		return n.IsLocal(addr)
 	}
-	for _, a := range on.Addrs {
-		if a == addr {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(on.Addrs, addr) || inside(on.Networks, addr)
 }

@@ -57,12 +57,12 @@ func (o Options) Validate() error {
 }
 
 // Config joins the options with the node's own object, which may be nil, and
-// the addresses on the machine's interfaces. It is pure; options that do not
-// pass [Options.Validate] are an error.
+// what the kernel says of the machine. It is pure; options that do not pass
+// [Options.Validate] are an error.
 //
 // Where ClusterCIDR detection was asked for, or nothing was, and no cluster
 // CIDR of a family is known, the Node's Pod CIDR of that family serves.
-func (o Options) Config(node *Node, interfaceAddrs []netip.Addr) (Config, error) {
+func (o Options) Config(node *Node, host Host) (Config, error) {
 	if err := o.Validate(); err != nil {
 		return Config{}, err
 	}
@@ -72,8 +72,10 @@ func (o Options) Config(node *Node, interfaceAddrs []netip.Addr) (Config, error)
 	if node != nil {
 		cfg.Zone, nodeAddrs, podCIDRs = node.Zone, node.Addresses, node.PodCIDRs
 	}
+	cfg.Facts.Uplinks = host.Uplinks
 	for _, family := range Families {
-		cfg.Facts.Local[family] = withoutLoopback(unique(interfaceAddrs, family))
+		cfg.Facts.Local[family] = withoutLoopback(unique(host.Addresses, family))
+		cfg.Facts.LocalNetworks[family] = networksOf(host.Networks, family)
 		cfg.NodeIPs[family] = primary(family, o.NodeIPs, nodeAddrs, cfg.Facts.Local[family])
 		cfg.Facts.Pods[family] = o.podDetector(family, podCIDRs)
 	}
@@ -82,7 +84,7 @@ func (o Options) Config(node *Node, interfaceAddrs []netip.Addr) (Config, error)
 		return Config{}, err
 	}
 	for _, family := range Families {
-		cfg.Facts.NodePorts[family] = o.nodePortAddresses(family, ranges[family], cfg.Facts.Local[family])
+		cfg.Facts.NodePorts[family] = o.nodePortAddresses(family, ranges[family], &cfg.Facts)
 	}
 	return cfg, nil
 }
@@ -164,7 +166,7 @@ func (o Options) nodePortRanges(nodeIPs [2]netip.Addr) (out [2]nodePortRange, er
 	return out, nil
 }
 
-func (o Options) nodePortAddresses(family Family, on nodePortRange, local []netip.Addr) NodePortAddresses {
+func (o Options) nodePortAddresses(family Family, on nodePortRange, facts *NodeFacts) NodePortAddresses {
 	loopback := netip.MustParseAddr("127.0.0.1")
 	if family == IPv6 {
 		loopback = netip.IPv6Loopback()
@@ -173,16 +175,33 @@ func (o Options) nodePortAddresses(family Family, on nodePortRange, local []neti
 	if !on.mentioned {
 		return NodePortAddresses{All: true, Loopback: o.LocalhostNodePorts}
 	}
-	inside := func(a netip.Addr) bool {
-		return slices.ContainsFunc(on.prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
-	}
-	out.Loopback = o.LocalhostNodePorts && inside(loopback)
+	out.Loopback = o.LocalhostNodePorts && inside(on.prefixes, loopback)
 	out.All = slices.ContainsFunc(on.prefixes, func(p netip.Prefix) bool { return p.Bits() == 0 })
-	if !out.All {
-		for _, a := range local {
-			if inside(a) {
-				out.Addrs = append(out.Addrs, a)
-			}
+	if out.All {
+		return out
+	}
+	for _, a := range facts.Local[family] {
+		if inside(on.prefixes, a) {
+			out.Addrs = append(out.Addrs, a)
+		}
+	}
+	for _, n := range facts.LocalNetworks[family] {
+		out.Networks = append(out.Networks, overlap(n, on.prefixes)...)
+	}
+	return out
+}
+
+// overlap is what prefixes have in common with a network: of two that overlap
+// one is inside the other.
+func overlap(network netip.Prefix, prefixes []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range prefixes {
+		switch {
+		case !p.Overlaps(network):
+		case p.Bits() <= network.Bits():
+			return []netip.Prefix{network}
+		default:
+			out = append(out, p)
 		}
 	}
 	return out

@@ -38,7 +38,7 @@ func TestNodePortAddresses(t *testing.T) {
 		if c.flag != "" {
 			opts.NodePortAddresses = strings.Split(c.flag, ",")
 		}
-		cfg, err := opts.Config(nil, machine)
+		cfg, err := opts.Config(nil, service.Host{Addresses: machine})
 		if err != nil {
 			t.Errorf("%q: %v", c.flag, err)
 			continue
@@ -52,7 +52,7 @@ func TestNodePortAddresses(t *testing.T) {
 // A family of which no primary address is known carries no node ports then,
 // instead of carrying them everywhere.
 func TestPrimaryOfAFamilyThatTheNodeLacks(t *testing.T) {
-	cfg, err := service.Options{NodePortAddresses: []string{"primary"}}.Config(nil, []netip.Addr{addr("192.168.0.2"), addr("fe80::1")})
+	cfg, err := service.Options{NodePortAddresses: []string{"primary"}}.Config(nil, service.Host{Addresses: []netip.Addr{addr("192.168.0.2"), addr("fe80::1")}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func TestPrimaryAddressComesFromTheBestSource(t *testing.T) {
 		{"the Node", service.Options{}, node, "192.168.1.2"},
 		{"the machine", service.Options{}, nil, "192.168.0.2"},
 	} {
-		cfg, err := c.opts.Config(c.node, machine)
+		cfg, err := c.opts.Config(c.node, service.Host{Addresses: machine})
 		if err != nil || cfg.NodeIPs[service.IPv4] != addr(c.want) {
 			t.Errorf("%s: %v, %v; want %s", c.name, cfg.NodeIPs[service.IPv4], err, c.want)
 		}
@@ -99,7 +99,7 @@ func TestLocalDetection(t *testing.T) {
 		{"bridge", service.Options{DetectLocalMode: service.DetectBridgeInterface, BridgeInterface: "cni0"}, node, service.PodDetector{Interface: "cni0"}},
 		{"prefix", service.Options{DetectLocalMode: service.DetectInterfaceNamePrefix, InterfaceNamePrefix: "veth"}, node, service.PodDetector{InterfacePrefix: "veth"}},
 	} {
-		cfg, err := c.opts.Config(c.node, machine)
+		cfg, err := c.opts.Config(c.node, service.Host{Addresses: machine})
 		if err != nil || cfg.Facts.Pods[service.IPv4] != c.want {
 			t.Errorf("%s: %+v, %v; want %+v", c.name, cfg.Facts.Pods[service.IPv4], err, c.want)
 		}

@@ -32,7 +32,7 @@ func Resolve(cfg *Config, svc *Service, slices []*EndpointSlice) *Resolved {
 		return nil
 	}
 	ext := readExtensions(svc, slices)
-	out := &Resolved{Name: svc.Name, Problems: append(append(refusedExternalIPs(cfg, svc), ext.problems...), lacking(svc, slices)...)}
+	out := &Resolved{Name: svc.Name, Problems: append(append(refusedAddresses(cfg, svc), ext.problems...), lacking(svc, slices)...)}
 	for _, family := range Families {
 		clusterIP, ok := firstOf(svc.ClusterIPs, family)
 		if !ok {
@@ -46,7 +46,22 @@ func Resolve(cfg *Config, svc *Service, slices []*EndpointSlice) *Resolved {
 	}
 	sortPorts(out.Ports)
 	out.HealthCheck = healthCheck(cfg, svc, slices)
+	if p, ok := ownNodePort(out); ok {
+		out.HealthCheck, out.Problems = nil, append(out.Problems, p)
+	}
 	return out
+}
+
+// ownNodePort tells of a health check at a node port of the Service itself: what
+// comes there is led to an endpoint.
+func ownNodePort(res *Resolved) (p Problem, ok bool) {
+	keys := healthKeys(res)
+	eachFrontend(res, func(k frontendKey, _ *Frontend) {
+		if slices.Contains(keys, k) {
+			p, ok = Problem{"AddressConflict", fmt.Sprintf("health-check node port %s is a node port of the Service itself", k)}, true
+		}
+	})
+	return p, ok
 }
 
 func sortPorts(ports []ServicePort) {
@@ -98,7 +113,10 @@ func usedLists(frontends []Frontend, lists categorized) (out [2][]Backend) {
 }
 
 func frontends(cfg *Config, svc *Service, port Port, family Family, clusterIP netip.Addr, p policies) []Frontend {
-	out := []Frontend{{Kind: ClusterIP, Addr: clusterIP, Port: port.Port, Routes: p.internal()}}
+	var out []Frontend
+	if addressRefusal(clusterIP) == "" {
+		out = append(out, Frontend{Kind: ClusterIP, Addr: clusterIP, Port: port.Port, Routes: p.internal()})
+	}
 	external := p.external()
 	add := func(f Frontend) {
 		f.Routes = external
@@ -189,10 +207,11 @@ func (p policies) externalLocal() bool {
 }
 
 // captured returns the load balancer's addresses that this node answers for.
+// One that is nobody's to give is left out, see refusedAddresses.
 func captured(ingress []Ingress, family Family) []netip.Addr {
 	var addrs []netip.Addr
 	for _, in := range ingress {
-		if !in.Proxy {
+		if !in.Proxy && addressRefusal(in.Addr) == "" {
 			addrs = append(addrs, in.Addr)
 		}
 	}
@@ -229,21 +248,35 @@ func sourceRanges(cfg *Config, svc *Service, family Family, lbs []netip.Addr) (f
 	return true, slices.Compact(ranges)
 }
 
-// refusedExternalIPs tells which externalIPs are not honoured, and why.
-func refusedExternalIPs(cfg *Config, svc *Service) []Problem {
+// refusedAddresses tells which of a Service's addresses are not served, and why.
+func refusedAddresses(cfg *Config, svc *Service) []Problem {
 	var out []Problem
+	refuse := func(reason, kind string, addr netip.Addr, why string) {
+		if p := (Problem{reason, fmt.Sprintf("%s %s %s", kind, addr, why)}); why != "" && !slices.Contains(out, p) {
+			out = append(out, p)
+		}
+	}
+	for _, addr := range svc.ClusterIPs {
+		refuse("ClusterIPRefused", "clusterIP", addr, addressRefusal(addr))
+	}
 	for _, addr := range svc.ExternalIPs {
-		if why := externalIPRefusal(cfg, addr); why != "" {
-			out = append(out, Problem{"ExternalIPRefused", fmt.Sprintf("externalIP %s %s", addr, why)})
+		refuse("ExternalIPRefused", "externalIP", addr, externalIPRefusal(cfg, addr))
+	}
+	for _, in := range svc.Ingress {
+		if !in.Proxy {
+			refuse("LoadBalancerIPRefused", "load-balancer address", in.Addr, addressRefusal(in.Addr))
 		}
 	}
 	return out
 }
 
-// externalIPRefusal guards against a Service that takes over addresses which
-// are nobody's to give (CVE-2020-8554). It returns why, or "".
-func externalIPRefusal(cfg *Config, addr netip.Addr) string {
+// addressRefusal tells why no Service may have an address, whatever its kind,
+// or "": these have a meaning for every machine or link (RFC 6890, RFC 4291),
+// and who took them over would take them from all.
+func addressRefusal(addr netip.Addr) string {
 	switch {
+	case addr.Is4In6(): // as sockets write IPv4: on the wire it is no address
+		return "is an IPv4 address mapped into IPv6"
 	case addr.IsLoopback():
 		return "is a loopback address"
 	case addr.IsLinkLocalUnicast():
@@ -252,9 +285,19 @@ func externalIPRefusal(cfg *Config, addr netip.Addr) string {
 		return "is a multicast address"
 	case addr.IsUnspecified():
 		return "is the unspecified address"
+	case addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return "is the broadcast address"
 	}
-	inside := func(p netip.Prefix) bool { return p.Contains(addr) }
-	if len(cfg.ExternalIPs) > 0 && !slices.ContainsFunc(cfg.ExternalIPs, inside) {
+	return ""
+}
+
+// externalIPRefusal guards against a Service that takes over addresses which
+// are nobody's to give (CVE-2020-8554). It returns why, or "".
+func externalIPRefusal(cfg *Config, addr netip.Addr) string {
+	if why := addressRefusal(addr); why != "" {
+		return why
+	}
+	if len(cfg.ExternalIPs) > 0 && !inside(cfg.ExternalIPs, addr) {
 		return "is outside --external-ip-cidrs"
 	}
 	if cidr := cfg.Facts.Pods[FamilyOf(addr)].CIDR; cidr.IsValid() && cidr.Contains(addr) {

@@ -97,10 +97,10 @@ func (r *Resolver) reclaim(name Name, svc *Service, before, next *Resolved, agai
 	}
 	r.holders.set(name, before, next, again)
 	wanted := map[frontendKey]claim{}
-	eachFrontend(next, func(k frontendKey, f *Frontend) {
-		wanted[k] = claim{name, created, f.Kind}
+	eachClaim(next, func(k frontendKey, kind Kind) {
+		wanted[k] = claim{name, created, kind}
 	})
-	eachFrontend(before, func(k frontendKey, _ *Frontend) {
+	eachClaim(before, func(k frontendKey, _ Kind) {
 		if _, ok := wanted[k]; !ok {
 			r.claims.set(k, name, nil, again)
 		}
@@ -138,12 +138,16 @@ func (r *Resolver) withoutLost(res *Resolved) *Resolved {
 			lost[k] = p
 		}
 	})
-	if len(lost) == 0 && !ranges {
+	check, problem := r.healthCheck(res)
+	if len(lost) == 0 && !ranges && check == res.HealthCheck {
 		return res
 	}
 	out := *res
 	out.Ports = slices.Clone(res.Ports)
 	out.Problems = slices.Clone(res.Problems)
+	if out.HealthCheck = check; check != res.HealthCheck {
+		out.Problems = append(out.Problems, problem)
+	}
 	for i := range out.Ports {
 		sp := &out.Ports[i]
 		kept := make([]Frontend, 0, len(sp.Frontends))
@@ -177,4 +181,16 @@ func (r *Resolver) lost(name Name, k frontendKey, f *Frontend) (Problem, bool) {
 		return Problem{"AddressConflict", fmt.Sprintf("%s %s belongs to Service %s", f.Kind, k, owner)}, true
 	}
 	return Problem{}, false
+}
+
+// healthCheck returns the health check of a Service, or nil and why where its port
+// is another's node port or health check in some family: packets to it would not
+// come to it.
+func (r *Resolver) healthCheck(res *Resolved) (*HealthCheck, Problem) {
+	for _, k := range healthKeys(res) {
+		if owner := r.claims[k][0].name; owner != res.Name {
+			return nil, Problem{"AddressConflict", fmt.Sprintf("health-check node port %s belongs to Service %s", k, owner)}
+		}
+	}
+	return res.HealthCheck, Problem{}
 }

@@ -250,6 +250,96 @@ func TestDangerousExternalIPsAreRefused(t *testing.T) {
 	}
 }
 
+// An address that means something to every machine is no Service's, of whatever
+// kind; the rest of the Service is served.
+func TestAddressesOfEverybodyAreRefused(t *testing.T) {
+	svc := web(func(s *service.Service) {
+		s.ClusterIPs = []netip.Addr{addr("127.0.0.53"), addr("fe80::53")}
+		s.ExternalIPs = []netip.Addr{addr("203.0.113.9"), addr("255.255.255.255"), addr("::ffff:10.1.1.1")}
+		s.Ports[0].NodePort = 30080
+		for _, a := range []string{"127.0.0.1", "::1", "169.254.169.254", "224.0.0.1", "ff02::1", "0.0.0.0", "::", "198.51.100.7", "2001:db8::7"} {
+			s.Ingress = append(s.Ingress, service.Ingress{Addr: addr(a)})
+		}
+		s.Ingress = append(s.Ingress, service.Ingress{Addr: addr("127.0.0.2"), Proxy: true}) // not ours to judge
+	})
+	res := resolve(svc, slice("s", ready("10.244.0.1", "")))
+	reasons := map[string]int{}
+	for _, p := range res.Problems {
+		reasons[p.Reason]++
+	}
+	if diff := cmp.Diff(map[string]int{"ClusterIPRefused": 2, "ExternalIPRefused": 2, "LoadBalancerIPRefused": 7}, reasons); diff != "" {
+		t.Errorf("problems (-want +got):\n%s", diff)
+	}
+	var served []string
+	for _, sp := range res.Ports {
+		for _, f := range sp.Frontends {
+			served = append(served, f.Kind.String()+" "+f.Addr.String())
+		}
+	}
+	want := []string{"ExternalIP 203.0.113.9", "LoadBalancer 198.51.100.7", "NodePort invalid IP", "LoadBalancer 2001:db8::7", "NodePort invalid IP"}
+	if diff := cmp.Diff(want, served); diff != "" {
+		t.Errorf("frontends (-want +got):\n%s", diff)
+	}
+}
+
+// Of an address that may be a machine's, a Service has its own ports alone; a
+// ClusterIP is a Service's at every port.
+func TestOtherPortsOfAMachine(t *testing.T) {
+	svc := web(func(s *service.Service) {
+		s.ExternalIPs = []netip.Addr{addr("192.168.77.12")}
+		s.Ingress = []service.Ingress{{Addr: addr("192.168.77.13")}}
+	})
+	r := service.NewResolver(synth.Config())
+	r.Apply(service.Changes{Services: []*service.Service{svc}, EndpointSlices: []*service.EndpointSlice{slice("s", ready("10.244.0.1", ""))}})
+	for _, c := range []struct {
+		to, in, leaves string
+		refused        bool
+	}{
+		{"192.168.77.12:6443", "", "", false},
+		{"192.168.77.13:6443", "veth0", "eth0", false},
+		{"192.168.77.13:6443", "eth0", "", false},
+		{"192.168.77.12:6443", "eth0", "eth1", false},
+		{"192.168.77.12:6443", "eth0", "eth0", true}, // it would come back
+		{"192.168.77.13:6443", "eth0", "eth0", true},
+		{"10.96.0.1:6443", "", "", true},
+		{"10.96.0.1:6443", "veth0", "eth0", true},
+	} {
+		o := r.Table().Judge(service.Packet{Source: netip.MustParseAddrPort("10.255.255.9:40000"),
+			Destination: netip.MustParseAddrPort(c.to), Protocol: service.TCP, Interface: c.in, Leaves: c.leaves})
+		if o.Matched != c.refused || o.Matched && o.Route.Action != service.Reject {
+			t.Errorf("%s from %q, on to %q: %+v, want refused %v", c.to, c.in, c.leaves, o, c.refused)
+		}
+	}
+}
+
+// What a route makes local is the node's own, by networks too.
+func TestLocalNetworks(t *testing.T) {
+	host := service.Host{Addresses: machine, Networks: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}}
+	for _, c := range []struct {
+		on      []string
+		carries map[string]bool
+	}{
+		{nil, map[string]bool{"203.0.113.9": true, "203.0.114.9": false}},
+		{[]string{"203.0.0.0/16"}, map[string]bool{"203.0.113.9": true, "192.168.0.2": false}},
+		{[]string{"203.0.113.8/29"}, map[string]bool{"203.0.113.9": true, "203.0.113.99": false}},
+	} {
+		cfg, err := service.Options{NodePortAddresses: c.on}.Config(nil, host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := service.NewResolver(cfg)
+		r.Apply(service.Changes{Services: []*service.Service{web(func(s *service.Service) { s.Ports[0].NodePort = 30080 })},
+			EndpointSlices: []*service.EndpointSlice{slice("s", ready("10.244.0.1", ""))}})
+		for to, want := range c.carries {
+			o := r.Table().Judge(service.Packet{Source: netip.MustParseAddrPort("198.51.100.1:1"),
+				Destination: netip.AddrPortFrom(addr(to), 30080), Protocol: service.TCP, Interface: "eth0"})
+			if o.Matched != want {
+				t.Errorf("--nodeport-addresses %v: node port at %s: %v, want %v", c.on, to, o.Matched, want)
+			}
+		}
+	}
+}
+
 func TestConflictsHaveAStableWinner(t *testing.T) {
 	claim := func(name string, created int64, edit func(*service.Service)) *service.Service {
 		return web(edit, func(s *service.Service) {

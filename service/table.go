@@ -25,6 +25,11 @@ type NodeFacts struct {
 	// Local are this node's own addresses by family, sorted, without loopback.
 	// A packet from one of them, or from loopback, is [FromNode].
 	Local [2][]netip.Addr
+	// LocalNetworks are, by family, networks of which every address is this
+	// node's own too: see [Host.Networks].
+	LocalNetworks [2][]netip.Prefix
+	// Uplinks are those of [Host.Uplinks].
+	Uplinks []string
 	// NodePorts tells, by family, which destination addresses carry node ports.
 	NodePorts [2]NodePortAddresses
 }
@@ -45,11 +50,14 @@ func (d PodDetector) Enabled() bool {
 
 // NodePortAddresses are the local addresses of one family that carry node ports.
 type NodePortAddresses struct {
-	// All means every address of [NodeFacts.Local], also one that was added
-	// since; Addrs is then unused.
+	// All means every address of [NodeFacts.Local] and
+	// [NodeFacts.LocalNetworks], also one that was added since; Addrs and
+	// Networks are then unused.
 	All bool
 	// Addrs are the addresses that carry node ports, sorted, without loopback.
 	Addrs []netip.Addr
+	// Networks are those parts of [NodeFacts.LocalNetworks] that carry node ports.
+	Networks []netip.Prefix
 	// Loopback means that node ports answer on 127.0.0.0/8 or ::1 too, for
 	// processes of this node.
 	Loopback bool
@@ -174,6 +182,14 @@ const (
 func (k Kind) String() string {
 	return [...]string{"ClusterIP", "ExternalIP", "LoadBalancer", "NodePort"}[k]
 }
+
+// MayBeAMachines reports whether an address of this kind may be some machine's
+// as well, of which a Service has only its own ports. A ClusterIP is a
+// Service's alone: the API server gives it from a network that nobody else
+// uses. Any other is taken from the world: a balancer that has no address of
+// its own writes those of nodes into the status, and an externalIP is often
+// that of a machine.
+func (k Kind) MayBeAMachines() bool { return k != ClusterIP }
 
 // External reports whether externalTrafficPolicy, not internalTrafficPolicy,
 // governs frontends of this kind.

@@ -3,6 +3,7 @@ package source
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 	"unique"
@@ -51,15 +52,15 @@ func convertService(in *v1.Service) (*service.Service, warnings) {
 		clusterIPs = []string{in.Spec.ClusterIP}
 	}
 	if in.Spec.ClusterIP != v1.ClusterIPNone {
-		out.ClusterIPs = w.addrs("spec.clusterIPs", clusterIPs)
+		out.ClusterIPs = w.serviceAddrs("spec.clusterIPs", clusterIPs)
 	}
-	out.ExternalIPs = w.addrs("spec.externalIPs", in.Spec.ExternalIPs)
+	out.ExternalIPs = w.serviceAddrs("spec.externalIPs", in.Spec.ExternalIPs)
 	out.SourceRanges = w.prefixes("spec.loadBalancerSourceRanges", in.Spec.LoadBalancerSourceRanges)
 	for _, ing := range in.Status.LoadBalancer.Ingress {
 		if ing.IP == "" {
 			continue // a host name is nothing that a packet carries
 		}
-		for _, a := range w.addrs("status.loadBalancer.ingress", []string{ing.IP}) {
+		for _, a := range w.serviceAddrs("status.loadBalancer.ingress", []string{ing.IP}) {
 			proxy := ing.IPMode != nil && *ing.IPMode == v1.LoadBalancerIPModeProxy
 			out.Ingress = append(out.Ingress, service.Ingress{Addr: a, Proxy: proxy})
 		}
@@ -243,6 +244,21 @@ func (w *warnings) addrs(field string, in []string) []netip.Addr {
 			continue
 		}
 		out = append(out, a.Unmap())
+	}
+	return out
+}
+
+// serviceAddrs reads addresses that a Service claims. One that is written as an
+// IPv4 address mapped into IPv6 stays so, since it is not served.
+func (w *warnings) serviceAddrs(field string, in []string) []netip.Addr {
+	out := w.addrs(field, in)
+	if len(out) != len(in) {
+		in = slices.DeleteFunc(slices.Clone(in), func(s string) bool { return netutils.ParseIPSloppy(strings.TrimSpace(s)) == nil })
+	}
+	for i, s := range in {
+		if out[i].Is4() && strings.Contains(s, ":") {
+			out[i] = netip.AddrFrom16(out[i].As16())
+		}
 	}
 	return out
 }

@@ -132,7 +132,11 @@ func printStatus(w io.Writer, s *admin.Status) {
 	}
 	row("agent", "nodeproxy %s, PID %d, since %s", s.Version, s.PID, s.Started.Format(time.RFC3339))
 	row("node", "%s (instance %s)", s.Node, s.Instance)
-	row("mode", "%s", s.Mode)
+	mode := s.Mode
+	if s.ModeReason != "" {
+		mode += ", chosen by auto: " + s.ModeReason
+	}
+	row("mode", "%s", mode)
 	row("source", "%s", s.Source)
 	health := "healthy"
 	if ready := s.Condition(admin.Ready); ready.Status != "True" {

@@ -22,10 +22,10 @@ type feature struct {
 	Error    string `json:"error,omitempty"`
 }
 
-var errNotReady = errors.New("this kernel lacks what ebpf mode needs: use --mode iptables")
+var errNotReady = errors.New("ebpf mode lacks what it needs here: use --mode iptables, as auto does")
 
 func newCheckCommand() *cobra.Command {
-	var output string
+	var output, cgroup string
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Ask the kernel for everything that ebpf mode uses",
@@ -37,17 +37,19 @@ is 0 if ebpf mode works here.`,
 			if err := requireRoot("nodeproxy check"); err != nil {
 				return err
 			}
-			return check(cmd.OutOrStdout(), output)
+			return check(cmd.OutOrStdout(), cgroup, output)
 		},
 	}
+	cmd.Flags().StringVar(&cgroup, "cgroup", "", "cgroup v2 directory that the agent is to be given (default: the root)")
 	cmd.Flags().StringVarP(&output, "output", "o", "", "json or yaml, for scripts")
 	return cmd
 }
 
-func check(w io.Writer, output string) error {
+func check(w io.Writer, cgroup, output string) error {
 	var features []feature
 	ready := true
-	for _, f := range ebpf.Probe() {
+	probed := append(ebpf.Probe(), ebpf.ProbeCgroup(cgroup))
+	for _, f := range probed {
 		one := feature{Name: f.Name, Present: f.Present, Required: f.Required, Fallback: f.Fallback}
 		if f.Err != nil {
 			one.Error = f.Err.Error()
@@ -55,13 +57,13 @@ func check(w io.Writer, output string) error {
 		features = append(features, one)
 		ready = ready && (f.Present || !f.Required)
 	}
-	mounted := feature{Name: "cgroup v2 mount", Present: true, Required: true}
-	if err := ebpf.CheckCgroup(); err != nil {
-		mounted.Present, mounted.Error, ready = false, err.Error(), false
-	}
-	features = append(features, mounted)
 	if err := printFeatures(w, output, features); err != nil {
 		return err
+	}
+	if mode, why := chooseMode(probed); output == "" && why == "" {
+		fmt.Fprintf(w, "mode auto: %s\n", mode)
+	} else if output == "" {
+		fmt.Fprintf(w, "mode auto: %s, since %s\n", mode, why)
 	}
 	if !ready {
 		return errNotReady

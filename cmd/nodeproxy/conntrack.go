@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -40,20 +41,44 @@ func (o *conntrackOptions) sysctls(cpus int) []sysctl {
 	return out
 }
 
+// conntrackPoll is how often sysctls are looked for that are not there yet.
+const conntrackPoll = 30 * time.Second
+
+// follow sets the sysctls that were missing as soon as conntrack is there: in ebpf
+// mode nothing at the start needs its module. It returns when ctx ends or none is
+// missing.
+func (o *conntrackOptions) follow(ctx context.Context, dir string, missing bool, log *slog.Logger) {
+	tick := time.NewTicker(conntrackPoll)
+	defer tick.Stop()
+	for missing {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if _, err := os.Stat(filepath.Join(dir, "nf_conntrack_max")); err == nil {
+			missing = o.set(dir, log)
+		}
+	}
+}
+
 // set writes the sysctls. What can not be written is told in the log and
 // stays: translation works without. Without conntrack there is nothing to set
-// yet; its module brings good defaults.
-func (o *conntrackOptions) set(dir string, log *slog.Logger) {
+// yet, which it reports.
+func (o *conntrackOptions) set(dir string, log *slog.Logger) (missing bool) {
 	for _, s := range o.sysctls(runtime.NumCPU()) {
 		err := s.set(dir)
 		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			missing = true
 		case errors.Is(err, fs.ErrPermission) && s.name == "nf_conntrack_max":
 			// Only the machine's first network namespace may.
 			log.Debug("sysctl is the host's to set", "error", err)
-		case err != nil && !errors.Is(err, fs.ErrNotExist):
+		case err != nil:
 			log.Warn("sysctl stays as it is", "error", err)
 		}
 	}
+	return missing
 }
 
 const conntrackSysctls = "/proc/sys/net/netfilter"

@@ -144,6 +144,7 @@ func (a *asking) explain(cmd *cobra.Command, q admin.Question) (admin.Explanatio
 		return e, err
 	}
 	p := q.Packet(&node)
+	p.Leaves = leaves(q.To.Addr())
 	if p.Destination.Addr().IsLoopback() {
 		return loopbackRemains(cmd.Context(), kernel, p)
 	}

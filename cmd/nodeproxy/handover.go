@@ -139,7 +139,7 @@ func (h *handover) drainChains(ctx context.Context) error {
 		return err
 	}
 	h.settled()
-	err = iptables.Cleanup(ctx)
+	err = iptables.End(ctx)
 	if h.kubeProxy {
 		err = errors.Join(err, iptables.RemoveKubeProxy(ctx))
 	}

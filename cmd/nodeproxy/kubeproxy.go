@@ -33,8 +33,8 @@ func (o *kubeProxyOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.config, "config", "", "kube-proxy's configuration file (KubeProxyConfiguration); what it says takes the place of kube-proxy's flags, except --hostname-override and --mode")
 	f.StringVar(&o.bindAddress, "bind-address", "0.0.0.0", "primary address of this node, as --node-ip; nothing is bound to it")
 	f.BoolVar(&o.bindAddressHardFail, "bind-address-hard-fail", false, "end if the address for health checks or metrics can not be bound")
-	f.StringVar(&o.healthzBindAddress, "healthz-bind-address", "0.0.0.0:10256", "address and port of /healthz and /livez; empty for none")
-	f.StringVar(&o.metricsBindAddress, "metrics-bind-address", "127.0.0.1:10249", "address and port of /metrics, /proxyMode and /configz; empty for none")
+	f.StringVar(&o.healthzBindAddress, "healthz-bind-address", "0.0.0.0:10256", "address and port (default 10256) of /healthz and /livez; empty for none")
+	f.StringVar(&o.metricsBindAddress, "metrics-bind-address", "127.0.0.1:10249", "address and port (default 10249) of /metrics, /proxyMode and /configz; empty for none")
 	f.BoolVar(&o.profiling, "profiling", false, "serve /debug/pprof beside /metrics")
 	o.conntrack.register(f)
 	f.IntVar(&o.oomScoreAdj, "oom-score-adj", -999, "how readily the kernel kills this process when memory is short, -1000 to 1000")
@@ -49,15 +49,20 @@ func (o *kubeProxyOptions) register(f *pflag.FlagSet) {
 	}
 }
 
-// kube-proxy's default ports.
+// kube-proxy's ports, where an address to serve on names none.
 const (
 	healthzPort = 10256
 	metricsPort = 10249
 )
 
-// validate returns what the user has to fix first, and completes addresses.
+// complete fills in what an operator may leave out, as kube-proxy does.
+func (o *kubeProxyOptions) complete() {
+	o.healthzBindAddress = withPort(o.healthzBindAddress, healthzPort)
+	o.metricsBindAddress = withPort(o.metricsBindAddress, metricsPort)
+}
+
+// validate returns what the user has to fix first.
 func (o *kubeProxyOptions) validate() error {
-	o.healthzBindAddress, o.metricsBindAddress = withPort(o.healthzBindAddress, healthzPort), withPort(o.metricsBindAddress, metricsPort)
 	if o.oomScoreAdj < -1000 || o.oomScoreAdj > 1000 {
 		return fmt.Errorf("--oom-score-adj %d: use -1000 to 1000", o.oomScoreAdj)
 	}
@@ -129,13 +134,13 @@ type conntrackOptions struct {
 }
 
 func (o *conntrackOptions) register(f *pflag.FlagSet) {
-	f.IntVar(&o.maxPerCore, "conntrack-max-per-core", 32768, "in iptables mode, connections that conntrack has room for, per CPU; 0 leaves that and --conntrack-min alone")
-	f.IntVar(&o.min, "conntrack-min", 131072, "in iptables mode, connections that conntrack has room for at least")
-	f.DurationVar(&o.tcpEstablished, "conntrack-tcp-timeout-established", 24*time.Hour, "in iptables mode, idle timeout of established TCP connections; 0 leaves it alone")
-	f.DurationVar(&o.tcpCloseWait, "conntrack-tcp-timeout-close-wait", time.Hour, "in iptables mode, timeout of TCP connections in CLOSE_WAIT; 0 leaves it alone")
-	f.BoolVar(&o.tcpBeLiberal, "conntrack-tcp-be-liberal", false, "in iptables mode, do not call TCP packets outside of the window invalid")
-	f.DurationVar(&o.udp, "conntrack-udp-timeout", 0, "in iptables mode, timeout of unanswered UDP flows; 0 leaves it alone")
-	f.DurationVar(&o.udpStream, "conntrack-udp-timeout-stream", 0, "in iptables mode, timeout of answered UDP flows; 0 leaves it alone")
+	f.IntVar(&o.maxPerCore, "conntrack-max-per-core", 32768, "connections that conntrack has room for, per CPU; 0 leaves that and --conntrack-min alone")
+	f.IntVar(&o.min, "conntrack-min", 131072, "connections that conntrack has room for at least")
+	f.DurationVar(&o.tcpEstablished, "conntrack-tcp-timeout-established", 24*time.Hour, "idle timeout of established TCP connections; 0 leaves it alone")
+	f.DurationVar(&o.tcpCloseWait, "conntrack-tcp-timeout-close-wait", time.Hour, "timeout of TCP connections in CLOSE_WAIT; 0 leaves it alone")
+	f.BoolVar(&o.tcpBeLiberal, "conntrack-tcp-be-liberal", false, "do not call TCP packets outside of the window invalid")
+	f.DurationVar(&o.udp, "conntrack-udp-timeout", 0, "timeout of unanswered UDP flows; 0 leaves it alone")
+	f.DurationVar(&o.udpStream, "conntrack-udp-timeout-stream", 0, "timeout of answered UDP flows; 0 leaves it alone")
 }
 
 // joined is one line for the log.
@@ -173,12 +178,12 @@ func (o *runOptions) onlyThis(ctx context.Context, log *slog.Logger) (bool, erro
 	return false, nil
 }
 
-// prepareProcess sets what kube-proxy sets for itself at the start.
-func (o *runOptions) prepareProcess(mode string, log *slog.Logger) {
+// prepareProcess sets what kube-proxy sets for itself at the start. It reports
+// whether conntrack is not there yet.
+func (o *runOptions) prepareProcess(log *slog.Logger) (noConntrack bool) {
 	if err := setOOMScore(o.kubeProxy.oomScoreAdj); err != nil {
 		log.Debug("the kernel may end this process when memory is short", "error", err)
 	}
-	if mode == modeIPTables { // the other has tables of its own
-		o.kubeProxy.conntrack.set(conntrackSysctls, log)
-	}
+	// In ebpf mode too: what else a node forwards lives by them.
+	return o.kubeProxy.conntrack.set(conntrackSysctls, log)
 }

@@ -189,6 +189,27 @@ func TestKubeProxysFlagsAreAccepted(t *testing.T) {
 	}
 }
 
+// An address without a port is served on at kube-proxy's port (kubernetes #53754).
+func TestBindAddressesWithoutAPort(t *testing.T) {
+	for in, want := range map[string]string{
+		"0.0.0.0": "0.0.0.0:10256", "::": "[::]:10256", "[::1]": "[::1]:10256", "127.0.0.1": "127.0.0.1:10256",
+		"127.0.0.1:1": "127.0.0.1:1", "[::]:2": "[::]:2", ":3": ":3", "": "",
+	} {
+		o := kubeProxyOptions{healthzBindAddress: in, metricsBindAddress: "::"}
+		o.complete()
+		if err := o.validate(); err != nil || o.healthzBindAddress != want || o.metricsBindAddress != "[::]:10249" {
+			t.Errorf("%q: %q and %q, %v; want %q", in, o.healthzBindAddress, o.metricsBindAddress, err, want)
+		}
+	}
+	for _, bad := range []string{"localhost", "1.2.3", "127.0.0.1:http"} {
+		o := kubeProxyOptions{healthzBindAddress: bad}
+		o.complete()
+		if o.validate() == nil {
+			t.Errorf("%q is taken", bad)
+		}
+	}
+}
+
 func TestConntrackSysctls(t *testing.T) {
 	o, err := parse(t, "--source=file:/tmp", "--conntrack-tcp-timeout-close-wait=0", "--conntrack-udp-timeout=30s")
 	if err != nil {
@@ -206,6 +227,9 @@ func TestConntrackSysctls(t *testing.T) {
 		t.Errorf("room for %d on 8 CPUs", got)
 	}
 	o.kubeProxy.conntrack.maxPerCore = 1 // --conntrack-min decides
+	if !o.kubeProxy.conntrack.set(t.TempDir(), slog.New(slog.DiscardHandler)) {
+		t.Error("nobody misses conntrack where it is not")
+	}
 	o.kubeProxy.conntrack.set(dir, slog.New(slog.DiscardHandler))
 	files["nf_conntrack_max"], files["nf_conntrack_tcp_timeout_established"] = "131072", "86400"
 	for name, want := range files {

@@ -58,29 +58,70 @@ func openDataplane(ctx context.Context, opts *runOptions, mode string, log *slog
 	return loopback.New(wrapped, log, service.TCP, service.UDP, service.SCTP), h, nil
 }
 
-// chooseMode picks ebpf where the kernel has all that it needs.
-func chooseMode(log *slog.Logger) string {
+// chooseMode picks ebpf where all that it needs is there, and says why it did not.
+func chooseMode(features []ebpf.Feature) (mode, why string) {
 	var missing []string
-	for _, f := range ebpf.Probe() {
+	for _, f := range features {
 		if f.Required && !f.Present {
-			missing = append(missing, f.Name)
+			missing = append(missing, fmt.Sprintf("%s (%v)", f.Name, f.Err))
 		}
 	}
-	if err := ebpf.CheckCgroup(); err != nil {
-		missing = append(missing, err.Error())
+	if len(missing) > 0 {
+		return modeIPTables, "ebpf mode lacks " + strings.Join(missing, ", ")
 	}
-	if len(missing) == 0 {
-		log.Info("mode auto: ebpf, since the kernel has all that it needs")
-		return modeEBPF
+	return modeEBPF, ""
+}
+
+// features are what ebpf mode uses, of the kernel and of this machine.
+func (o *runOptions) features() []ebpf.Feature {
+	out := ebpf.Probe()
+	if o.sockets {
+		out = append(out, ebpf.ProbeCgroup(o.cgroup))
 	}
-	log.Info("mode auto: iptables, since the kernel lacks what ebpf mode needs", "missing", strings.Join(missing, ", "))
-	return modeIPTables
+	return out
+}
+
+// chosen is a mode at work.
+type chosen struct {
+	dataplane.Dataplane
+	*handover
+	mode string
+	why  string // of auto: why it is not ebpf
+}
+
+// openMode sets up the mode that was asked for. In auto, one that turns out not to
+// work only when it is set up is no end either.
+func (o *runOptions) openMode(ctx context.Context, log *slog.Logger) (*chosen, error) {
+	c := &chosen{mode: o.mode}
+	if o.mode == modeAuto {
+		c.mode, c.why = chooseMode(o.features())
+	}
+	var err error
+	c.Dataplane, c.handover, err = openDataplane(ctx, o, c.mode, log)
+	if err != nil && o.mode == modeAuto && c.mode == modeEBPF && ctx.Err() == nil {
+		c.mode, c.why = modeIPTables, err.Error()
+		var second error
+		if c.Dataplane, c.handover, second = openDataplane(ctx, o, c.mode, log); second != nil {
+			return nil, errors.Join(err, second)
+		}
+		err = nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case c.why != "":
+		log.Warn("mode auto: iptables", "since", c.why)
+	case o.mode == modeAuto:
+		log.Info("mode auto: ebpf, since all that it needs is there")
+	}
+	return c, nil
 }
 
 func (o *runOptions) ebpf(log *slog.Logger) ebpf.Options {
 	return ebpf.Options{
 		Instance: o.instance, CgroupPath: o.cgroup, PacketsOnly: !o.sockets, Interfaces: o.interfaces,
-		PingServiceIPs: o.pingServiceIPs, Terminate: ebpf.Terminate(o.terminate), XDP: ebpf.XDP(o.xdp), XDPInterfaces: o.xdpInterfaces, Logger: log,
+		Forwarding: ebpf.Forwarding(o.forwarding), PingServiceIPs: o.pingServiceIPs, Terminate: ebpf.Terminate(o.terminate), XDP: ebpf.XDP(o.xdp), XDPInterfaces: o.xdpInterfaces, Logger: log,
 	}
 }
 

@@ -18,12 +18,27 @@ func nextHop(to netip.Addr) string {
 	if r.Type == unix.RTN_LOCAL {
 		return "this node itself"
 	}
-	device := fmt.Sprint("interface ", r.LinkIndex)
-	if l, err := netlink.LinkByIndex(r.LinkIndex); err == nil {
-		device = l.Attrs().Name
-	}
+	device := linkName(r.LinkIndex)
 	if r.Gw == nil {
 		return "on " + device
 	}
 	return fmt.Sprintf("via %s on %s", r.Gw, device)
+}
+
+func linkName(index int) string {
+	l, err := netlink.LinkByIndex(index)
+	if err != nil {
+		return fmt.Sprint("interface ", index)
+	}
+	return l.Attrs().Name
+}
+
+// leaves says by which interface this node forwards packets to an address; see
+// [admin.Server.Leaves].
+func leaves(to netip.Addr) string {
+	routes, err := netlink.RouteGet(to.AsSlice())
+	if err != nil || len(routes) == 0 || routes[0].Type != unix.RTN_UNICAST {
+		return ""
+	}
+	return linkName(routes[0].LinkIndex)
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/netip"
 	"os"
 	"sync/atomic"
 	"time"
@@ -21,6 +20,7 @@ import (
 	"github.com/nodeproxy/nodeproxy/admin"
 	"github.com/nodeproxy/nodeproxy/dataplane"
 	"github.com/nodeproxy/nodeproxy/dataplane/ebpf"
+	"github.com/nodeproxy/nodeproxy/dataplane/iptables"
 	"github.com/nodeproxy/nodeproxy/health"
 	"github.com/nodeproxy/nodeproxy/metrics"
 	"github.com/nodeproxy/nodeproxy/service"
@@ -31,12 +31,14 @@ import (
 type observer struct {
 	opts     *runOptions
 	mode     string
+	whyMode  string // of auto: why it is not ebpf
 	log      *slog.Logger
 	metrics  *metrics.Metrics
 	syncs    *health.SyncHealth
 	proxy    *health.Proxy
 	path     *health.DataPath
 	checks   *health.ServiceChecks
+	firewall *iptables.HealthPorts // in ebpf mode, once it was needed
 	events   *eventWriter
 	eligible atomic.Bool // load balancers may use this node
 	needNode bool        // a node that the source does not know is not eligible
@@ -87,13 +89,13 @@ func (o *observer) collect(dp dataplane.Dataplane) error {
 // watch fills in the hooks of the loop.
 func (o *observer) watch(loop *dataplane.Loop) {
 	configure, synced := loop.Configure, loop.Synced
-	loop.Configure = func(node *service.Node, local []netip.Addr) (service.Config, error) {
+	loop.Configure = func(node *service.Node, host service.Host) (service.Config, error) {
 		if node == nil {
 			o.eligible.Store(!o.needNode)
 		} else {
 			o.eligible.Store(!node.Deleting && !node.ClusterAutoscalerTaint)
 		}
-		return configure(node, local)
+		return configure(node, host)
 	}
 	loop.Applied = o.metrics.Applied
 	loop.Problem = o.events.notServed
@@ -119,8 +121,33 @@ func (o *observer) watch(loop *dataplane.Loop) {
 		o.last.Store(last)
 		o.refused.Store(&r.Refused)
 		o.checks.Update(r.Table)
+		o.openHealthPorts(&r)
 		o.metrics.Synced(metrics.Sync{Err: r.Err, Full: r.Full, Changed: r.Services, Duration: r.Duration, Table: r.Table, Refused: len(r.Refused)})
 		synced(r)
+	}
+}
+
+// firewallPatience bounds a write to the host's firewall.
+const firewallPatience = 10 * time.Second
+
+// openHealthPorts has the host's firewall accept what checks listens on, where the
+// mode does not do that itself. Load balancers ask in vain otherwise, which is no
+// reason to stop.
+func (o *observer) openHealthPorts(r *dataplane.Report) {
+	if o.mode != modeEBPF {
+		return
+	}
+	if o.firewall == nil {
+		o.firewall = iptables.NewHealthPorts(o.opts.iptables(o.log))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), firewallPatience)
+	defer cancel()
+	changed := r.Services
+	if r.Full {
+		changed = nil
+	}
+	if err := o.firewall.Sync(ctx, r.Table, changed); err != nil {
+		o.log.Warn("the host's firewall may keep load balancers from health-check node ports", "error", err)
 	}
 }
 
@@ -190,7 +217,7 @@ type healthySource interface{ Health() source.Health }
 func (o *observer) status() admin.Status {
 	s := admin.Status{
 		Version: versionNumber(), PID: os.Getpid(), Started: o.started, Mode: o.mode, Node: o.nodeName, Instance: o.opts.instance,
-		Source: o.opts.source, Healthy: o.proxy.Healthy(), Eligible: o.eligible.Load(), LastSync: o.last.Load(), Syncing: o.syncing.Load(),
+		ModeReason: o.whyMode, Source: o.opts.source, Healthy: o.proxy.Healthy(), Eligible: o.eligible.Load(), LastSync: o.last.Load(), Syncing: o.syncing.Load(),
 	}
 	if o.source != nil {
 		h := o.source.Health()

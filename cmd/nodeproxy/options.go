@@ -39,6 +39,7 @@ type runOptions struct {
 	cgroup                       string
 	interfaces                   []string
 	sockets                      bool
+	forwarding                   string
 	drainPoll                    time.Duration
 	terminate                    string
 	xdp                          string
@@ -85,6 +86,7 @@ func (o *runOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.cgroup, "cgroup", "", "cgroup v2 directory below which ebpf mode translates sockets (default: the root)")
 	f.StringSliceVar(&o.interfaces, "interfaces", nil, "patterns of interfaces whose packets ebpf mode looks at; ! excludes (default "+strings.Join(ebpf.DefaultInterfaces, ",")+")")
 	f.BoolVar(&o.sockets, "sockets", true, "ebpf mode translates sockets when they connect; false leaves all to the packet path")
+	f.StringVar(&o.forwarding, "forwarding", string(ebpf.ForwardingAuto), "way of new flows in ebpf mode's packet path: fast (past the stack: no netfilter rule is asked), stack (conntrack and netfilter see them as with kube-proxy), or auto (fast while no other program has rules that it would pass by)")
 	f.StringVar(&o.xdp, "xdp", string(ebpf.XDPOff), "ebpf mode forwards packets of known flows between uplinks before the stack has them: native (by the driver), generic (slow, for tries) or off; tc and netfilter do not see such packets")
 	f.StringSliceVar(&o.xdpInterfaces, "xdp-interfaces", nil, "patterns of uplinks, for --xdp (default: the interfaces of default routes)")
 	f.StringVar(&o.terminate, "terminate-sockets", string(ebpf.TerminateUDP), "connected sockets that ebpf mode ends with an error when their backend is gone: udp, all or none")
@@ -106,8 +108,10 @@ func registerInstance(f *pflag.FlagSet, instance *string) {
 	f.StringVar(instance, "instance", defaultInstance, "name of this agent, for what it owns in the kernel")
 }
 
-// validate returns what the user has to mend first.
+// validate completes what may be left out, and returns what the user has to fix
+// first.
 func (o *runOptions) validate() error {
+	o.kubeProxy.complete()
 	switch o.mode {
 	case modeIPTables, modeEBPF, modeAuto:
 	default:
@@ -128,6 +132,11 @@ func (o *runOptions) validate() error {
 	case ebpf.TerminateUDP, ebpf.TerminateAll, ebpf.TerminateNone:
 	default:
 		return fmt.Errorf("--terminate-sockets %q: use udp, all or none", o.terminate)
+	}
+	switch ebpf.Forwarding(o.forwarding) {
+	case ebpf.ForwardingAuto, ebpf.ForwardingFast, ebpf.ForwardingStack:
+	default:
+		return fmt.Errorf("--forwarding %q: use auto, fast or stack", o.forwarding)
 	}
 	switch ebpf.XDP(o.xdp) {
 	case ebpf.XDPOff, ebpf.XDPNative, ebpf.XDPGeneric:

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net/netip"
 	"os"
 	"runtime/debug"
 	"strings"
@@ -74,26 +73,23 @@ func run(ctx context.Context, opts *runOptions) error {
 		return err
 	}
 	defer lock.Close()
-	mode := opts.mode
-	if mode == modeAuto {
-		mode = chooseMode(log)
-	}
-	opts.prepareProcess(mode, log)
+	noConntrack := opts.prepareProcess(log)
 	listed := listen(ctx, src)
 	defer listed.stop()
-	dp, takeOver, err := openDataplane(ctx, opts, mode, log)
+	taken, err := opts.openMode(ctx, log)
 	if err != nil {
 		return err
 	}
+	dp, mode := taken.Dataplane, taken.mode
 	defer dp.Close()
 	log.Info("starting", "version", versionText(), "mode", mode,
 		"node", node.NodeName, "source", opts.source, "instance", opts.instance)
 	if notes := append(config.notes, ignored(opts.flags)...); len(notes) > 0 {
 		log.Warn("what does not apply to nodeproxy is passed over", "options", joined(notes))
 	}
-	a := &agent{opts: opts, log: log, dataplane: dp, source: listed, node: node, config: config, inPlace: takeOver.finish,
+	a := &agent{opts: opts, log: log, dataplane: dp, source: listed, node: node, config: config, inPlace: taken.finish, noConntrack: noConntrack,
 		observer: newObserver(opts, mode, node.NodeName, client, log)}
-	a.observer.nodeName, a.observer.dataplane, a.observer.source = node.NodeName, dp, src
+	a.observer.nodeName, a.observer.dataplane, a.observer.source, a.observer.whyMode = node.NodeName, dp, src, taken.why
 	a.pods = &podFinder{client: client, manifests: strings.TrimPrefix(opts.source, filePrefix), maxManifest: opts.maxManifest}
 	if err := a.observer.collect(dp); err != nil {
 		return err
@@ -150,6 +146,8 @@ type agent struct {
 	observer  *observer
 	inPlace   func(context.Context) // runs beside the loop after the first sync
 	pods      *podFinder
+	// noConntrack tells that its sysctls are to be set once it is there.
+	noConntrack bool
 }
 
 // drive joins the source to the dataplane until ctx ends.
@@ -180,18 +178,22 @@ func (a *agent) drive(ctx context.Context) error {
 		Kernel:  kernelOf(a.dataplane, func() (service.NodeFacts, bool) { return nodeFacts(ctx, inspect) }),
 		Verify:  func(ctx context.Context) ([]view.Difference, error) { return verify(ctx, a.dataplane) },
 		Watch:   watchOf(a.dataplane, func(do func()) error { return onLoop(ctx, inspect, func(*service.Table) { do() }) }),
-		NextHop: nextHop, Loopback: loopbackOf(a.dataplane),
+		NextHop: nextHop, Leaves: leaves, Loopback: loopbackOf(a.dataplane),
 		Pod:    a.pods.find,
 		Repair: func(ctx context.Context) error { return askRepair(ctx, repair) }}
 	group.Go(func() error { return a.ask(ctx, socket) })
 	a.observer.serve(ctx, group)
 	group.Go(func() error { return a.observer.events.run(ctx) })
+	group.Go(func() error {
+		a.opts.kubeProxy.conntrack.follow(ctx, conntrackSysctls, a.noConntrack, a.log)
+		return nil
+	})
 	if path := a.opts.kubeProxy.config; path != "" {
 		group.Go(func() error { return watchConfig(ctx, path, a.config.data, a.log) })
 	}
-	addresses := make(chan []netip.Addr)
-	group.Go(func() error { return loop.Run(ctx, a.source.changes, addresses) })
-	group.Go(func() error { return dataplane.WatchAddresses(ctx, a.log, addresses) })
+	hosts := make(chan service.Host)
+	group.Go(func() error { return loop.Run(ctx, a.source.changes, hosts) })
+	group.Go(func() error { return dataplane.WatchHost(ctx, a.log, hosts) })
 	group.Go(func() error { return a.source.run(ctx) })
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err

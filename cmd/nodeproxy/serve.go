@@ -20,10 +20,11 @@ import (
 // (kube-proxy's time).
 const bindRetry = 5 * time.Second
 
-// withPort gives an address to serve on kube-proxy's default port, where it has none.
+// withPort appends a port to an address that has none, as kube-proxy does.
+// Anything else stays as it is, to be judged by [checkBindAddress].
 func withPort(s string, port int) string {
 	if a, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
-		return netip.AddrPortFrom(a, uint16(port)).String()
+		return net.JoinHostPort(a.String(), strconv.Itoa(port))
 	}
 	return s
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -104,7 +103,7 @@ func (o *runOptions) once(ctx context.Context, log *slog.Logger, look func(conte
 	if err != nil {
 		return err
 	}
-	addresses, err := dataplane.LocalAddresses()
+	host, err := dataplane.ReadHost()
 	if err != nil {
 		return err
 	}
@@ -116,8 +115,8 @@ func (o *runOptions) once(ctx context.Context, log *slog.Logger, look func(conte
 			seen = look(ctx, t)
 			cancel()
 		})}
-	changes, local := make(chan service.Changes), make(chan []netip.Addr, 1)
-	local <- addresses
+	changes, hosts := make(chan service.Changes), make(chan service.Host, 1)
+	hosts <- host
 	failed := make(chan error, 1)
 	go func() {
 		err := src.Run(ctx, func(c service.Changes) {
@@ -132,7 +131,7 @@ func (o *runOptions) once(ctx context.Context, log *slog.Logger, look func(conte
 		cancel()
 		failed <- err
 	}()
-	err = loop.Run(ctx, changes, local)
+	err = loop.Run(ctx, changes, hosts)
 	return cmp.Or(<-failed, err, seen)
 }
 

@@ -21,9 +21,10 @@ type bpfAddr struct {
 type bpfAddressFlag uint32
 
 const (
-	bpfAddressFlagADDRESS_LOCAL    bpfAddressFlag = 1
-	bpfAddressFlagADDRESS_NODEPORT bpfAddressFlag = 2
-	bpfAddressFlagADDRESS_VIP      bpfAddressFlag = 4
+	bpfAddressFlagADDRESS_LOCAL      bpfAddressFlag = 1
+	bpfAddressFlagADDRESS_NODEPORT   bpfAddressFlag = 2
+	bpfAddressFlagADDRESS_VIP        bpfAddressFlag = 4
+	bpfAddressFlagADDRESS_CLUSTER_IP bpfAddressFlag = 8
 )
 
 type bpfAffinity struct {
@@ -117,6 +118,15 @@ type bpfFlow struct {
 	CountedBytes   uint64
 	Packets        uint32
 	CountedPackets uint32
+	Id             uint32
+	Next           uint32
+	Ack            uint32
+	Ifindex        uint32
+	Asked          uint16
+	Ready          uint8
+	Pad2           [5]uint8
+	Checked        uint32
+	Fast           uint32
 }
 
 type bpfFlowFilter struct {
@@ -133,6 +143,7 @@ const (
 	bpfFlowFlagFLOW_ORPHAN  bpfFlowFlag = 8
 	bpfFlowFlagFLOW_REST    bpfFlowFlag = 32
 	bpfFlowFlagFLOW_FOREIGN bpfFlowFlag = 16
+	bpfFlowFlagFLOW_STACK   bpfFlowFlag = 64
 )
 
 type bpfFlowTcp uint32
@@ -205,6 +216,8 @@ type bpfInterface struct {
 	_          structs.HostLayout
 	Masquerade [2]bpfAddr
 	Flags      uint32
+	Mac        [6]uint8
+	Pad        [2]uint8
 }
 
 type bpfInterfaceFlag uint32
@@ -213,6 +226,7 @@ const (
 	bpfInterfaceFlagINTERFACE_POD4 bpfInterfaceFlag = 1
 	bpfInterfaceFlagINTERFACE_POD6 bpfInterfaceFlag = 2
 	bpfInterfaceFlagINTERFACE_PEER bpfInterfaceFlag = 4
+	bpfInterfaceFlagINTERFACE_PORT bpfInterfaceFlag = 16
 	bpfInterfaceFlagINTERFACE_XDP  bpfInterfaceFlag = 8
 )
 
@@ -257,6 +271,8 @@ const (
 	bpfNodeFlagNODE_LOOPBACK4    bpfNodeFlag = 16
 	bpfNodeFlagNODE_LOOPBACK6    bpfNodeFlag = 32
 	bpfNodeFlagNODE_PASS_UNKNOWN bpfNodeFlag = 64
+	bpfNodeFlagNODE_STACK        bpfNodeFlag = 128
+	bpfNodeFlagNODE_OTHERS_NAT   bpfNodeFlag = 256
 )
 
 type bpfPortFlag uint32
@@ -268,6 +284,13 @@ const (
 	bpfPortFlagPORT_NODEPORT_SHIFT bpfPortFlag = 3
 	bpfPortFlagPORT_BACKEND_SHIFT  bpfPortFlag = 6
 )
+
+type bpfPromotion struct {
+	_   structs.HostLayout
+	T   bpfTuple
+	Id  uint32
+	Pad uint32
+}
 
 type bpfRangeKey struct {
 	_         structs.HostLayout
@@ -307,7 +330,11 @@ const (
 	bpfReasonREASON_UNKNOWN_PORT      bpfReason = 25
 	bpfReasonREASON_ECHO              bpfReason = 26
 	bpfReasonREASON_FORWARDED_XDP     bpfReason = 27
-	bpfReasonREASONS                  bpfReason = 28
+	bpfReasonREASON_MARTIAN           bpfReason = 28
+	bpfReasonREASON_UNKNOWN_PROTOCOL  bpfReason = 29
+	bpfReasonREASON_ANSWER_LIMITED    bpfReason = 30
+	bpfReasonREASON_DOUBTFUL          bpfReason = 31
+	bpfReasonREASONS                  bpfReason = 32
 )
 
 type bpfRoute uint32
@@ -391,6 +418,7 @@ type bpfWatch struct {
 const (
 	bpfMapAddresses        = "addresses"
 	bpfMapAffinities       = "affinities"
+	bpfMapAnswerTimes      = "answer_times"
 	bpfMapBackendCounts    = "backend_counts"
 	bpfMapBackends         = "backends"
 	bpfMapEvents           = "events"
@@ -406,12 +434,14 @@ const (
 	bpfMapNode             = "node"
 	bpfMapPairs            = "pairs"
 	bpfMapPorts            = "ports"
+	bpfMapPromotions       = "promotions"
 	bpfMapScratch          = "scratch"
 	bpfMapServiceCounts    = "service_counts"
 	bpfMapServices         = "services"
 	bpfMapSockets          = "sockets"
 	bpfMapSourceRanges     = "source_ranges"
 	bpfMapWatch            = "watch"
+	bpfProgAccelerate      = "accelerate"
 	bpfProgCollect         = "collect"
 	bpfProgConnect4        = "connect4"
 	bpfProgConnect6        = "connect6"
@@ -430,6 +460,8 @@ const (
 	bpfProgUplink          = "uplink"
 	bpfVarCsumIpv6         = "csum_ipv6"
 	bpfVarFibFlags         = "fib_flags"
+	bpfVarFibSource        = "fib_source"
+	bpfVarHasConntrack     = "has_conntrack"
 	bpfVarHostNetns        = "host_netns"
 	bpfVarNatPortMax       = "nat_port_max"
 	bpfVarNatPortMin       = "nat_port_min"
@@ -485,6 +517,7 @@ type bpfSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfProgramSpecs struct {
+	Accelerate   *ebpf.ProgramSpec `ebpf:"accelerate"`
 	Collect      *ebpf.ProgramSpec `ebpf:"collect"`
 	Connect4     *ebpf.ProgramSpec `ebpf:"connect4"`
 	Connect6     *ebpf.ProgramSpec `ebpf:"connect6"`
@@ -509,6 +542,7 @@ type bpfProgramSpecs struct {
 type bpfMapSpecs struct {
 	Addresses       *ebpf.MapSpec `ebpf:"addresses"`
 	Affinities      *ebpf.MapSpec `ebpf:"affinities"`
+	AnswerTimes     *ebpf.MapSpec `ebpf:"answer_times"`
 	BackendCounts   *ebpf.MapSpec `ebpf:"backend_counts"`
 	Backends        *ebpf.MapSpec `ebpf:"backends"`
 	Events          *ebpf.MapSpec `ebpf:"events"`
@@ -524,6 +558,7 @@ type bpfMapSpecs struct {
 	Node            *ebpf.MapSpec `ebpf:"node"`
 	Pairs           *ebpf.MapSpec `ebpf:"pairs"`
 	Ports           *ebpf.MapSpec `ebpf:"ports"`
+	Promotions      *ebpf.MapSpec `ebpf:"promotions"`
 	Scratch         *ebpf.MapSpec `ebpf:"scratch"`
 	ServiceCounts   *ebpf.MapSpec `ebpf:"service_counts"`
 	Services        *ebpf.MapSpec `ebpf:"services"`
@@ -538,6 +573,8 @@ type bpfMapSpecs struct {
 type bpfVariableSpecs struct {
 	CsumIpv6         *ebpf.VariableSpec `ebpf:"csum_ipv6"`
 	FibFlags         *ebpf.VariableSpec `ebpf:"fib_flags"`
+	FibSource        *ebpf.VariableSpec `ebpf:"fib_source"`
+	HasConntrack     *ebpf.VariableSpec `ebpf:"has_conntrack"`
 	HostNetns        *ebpf.VariableSpec `ebpf:"host_netns"`
 	NatPortMax       *ebpf.VariableSpec `ebpf:"nat_port_max"`
 	NatPortMin       *ebpf.VariableSpec `ebpf:"nat_port_min"`
@@ -573,6 +610,7 @@ func (o *bpfObjects) Close() error {
 type bpfMaps struct {
 	Addresses       *ebpf.Map `ebpf:"addresses"`
 	Affinities      *ebpf.Map `ebpf:"affinities"`
+	AnswerTimes     *ebpf.Map `ebpf:"answer_times"`
 	BackendCounts   *ebpf.Map `ebpf:"backend_counts"`
 	Backends        *ebpf.Map `ebpf:"backends"`
 	Events          *ebpf.Map `ebpf:"events"`
@@ -588,6 +626,7 @@ type bpfMaps struct {
 	Node            *ebpf.Map `ebpf:"node"`
 	Pairs           *ebpf.Map `ebpf:"pairs"`
 	Ports           *ebpf.Map `ebpf:"ports"`
+	Promotions      *ebpf.Map `ebpf:"promotions"`
 	Scratch         *ebpf.Map `ebpf:"scratch"`
 	ServiceCounts   *ebpf.Map `ebpf:"service_counts"`
 	Services        *ebpf.Map `ebpf:"services"`
@@ -600,6 +639,7 @@ func (m *bpfMaps) Close() error {
 	return _BpfClose(
 		m.Addresses,
 		m.Affinities,
+		m.AnswerTimes,
 		m.BackendCounts,
 		m.Backends,
 		m.Events,
@@ -615,6 +655,7 @@ func (m *bpfMaps) Close() error {
 		m.Node,
 		m.Pairs,
 		m.Ports,
+		m.Promotions,
 		m.Scratch,
 		m.ServiceCounts,
 		m.Services,
@@ -630,6 +671,8 @@ func (m *bpfMaps) Close() error {
 type bpfVariables struct {
 	CsumIpv6         *ebpf.Variable `ebpf:"csum_ipv6"`
 	FibFlags         *ebpf.Variable `ebpf:"fib_flags"`
+	FibSource        *ebpf.Variable `ebpf:"fib_source"`
+	HasConntrack     *ebpf.Variable `ebpf:"has_conntrack"`
 	HostNetns        *ebpf.Variable `ebpf:"host_netns"`
 	NatPortMax       *ebpf.Variable `ebpf:"nat_port_max"`
 	NatPortMin       *ebpf.Variable `ebpf:"nat_port_min"`
@@ -647,6 +690,7 @@ type bpfVariables struct {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfPrograms struct {
+	Accelerate   *ebpf.Program `ebpf:"accelerate"`
 	Collect      *ebpf.Program `ebpf:"collect"`
 	Connect4     *ebpf.Program `ebpf:"connect4"`
 	Connect6     *ebpf.Program `ebpf:"connect6"`
@@ -667,6 +711,7 @@ type bpfPrograms struct {
 
 func (p *bpfPrograms) Close() error {
 	return _BpfClose(
+		p.Accelerate,
 		p.Collect,
 		p.Connect4,
 		p.Connect6,

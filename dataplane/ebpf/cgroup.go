@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
@@ -35,11 +36,36 @@ func findCgroup() (string, error) {
 	return "", ErrNoCgroup
 }
 
-// CheckCgroup returns [ErrNoCgroup] where sockets cannot be translated for want of a
-// cgroup v2 hierarchy.
-func CheckCgroup() error {
-	_, err := findCgroup()
-	return err
+// ProbeCgroup finds out whether socket programs can be attached at a cgroup, which
+// is the first cgroup2 mount where path is empty: it attaches one that lets
+// everything pass, and takes it away again. A cgroup may refuse: it is not there,
+// a program of somebody else that is alone stands above, or this process may not.
+func ProbeCgroup(path string) Feature {
+	err := tryCgroup(path)
+	return required("cgroup v2 to attach socket programs to", err)
+}
+
+func tryCgroup(path string) error {
+	if path == "" {
+		var err error
+		if path, err = findCgroup(); err != nil {
+			return err
+		}
+	}
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet4Connect, License: "Dual BSD/GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 1), asm.Return()}})
+	if err != nil {
+		return fmt.Errorf("probe: %w", err)
+	}
+	defer prog.Close()
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: path, Attach: ebpf.AttachCGroupInet4Connect, Program: prog})
+	if err != nil {
+		return fmt.Errorf("attach at cgroup %s: %w", path, err)
+	}
+	if err := l.Close(); err != nil {
+		return fmt.Errorf("detach from cgroup %s: %w", path, err)
+	}
+	return nil
 }
 
 // ErrNotSeen says that the socket programs do not see the agent's own calls.

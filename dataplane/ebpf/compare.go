@@ -49,7 +49,7 @@ func (r *Reader) wanted(ctx context.Context, table *service.Table) (*contents, e
 	if p.kernel, err = r.contents(); err != nil {
 		return nil, err
 	}
-	writes, err := p.planAll(ctx, table, primaryAddresses(), false)
+	writes, err := p.planAll(ctx, table, primaryAddresses(), bpfNodeFlag(p.kernel.node.Flags)&(bpfNodeFlagNODE_STACK|bpfNodeFlagNODE_OTHERS_NAT))
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +77,7 @@ func (r *Reader) lostHooks() ([]string, error) {
 	i := &interfaces{o: &r.o, pins: p, features: probeFeatures(&r.o)}
 	chosen, _ := i.chosen(links)
 	for _, l := range chosen {
-		for _, side := range [...]string{"ingress", "egress"} {
+		for _, side := range sidesOf(l.Attrs().Index) {
 			if !i.isAttached(l.Attrs().Index, side) {
 				out = append(out, side+" of interface "+l.Attrs().Name)
 			}

@@ -219,8 +219,8 @@ func (p *portPlan) slotsMatch(kernel *contents) bool {
 
 // planNode encodes the facts of the node. primary is, by family, the address
 // that stands for the node where no interface says a better one; it may be the
-// zero Addr.
-func planNode(facts *service.NodeFacts, primary [2]netip.Addr, passUnknown bool) (bpfNode, map[bpfAddr]uint32) {
+// zero Addr. modes are flags that follow from how the mode is run.
+func planNode(facts *service.NodeFacts, primary [2]netip.Addr, modes bpfNodeFlag) (bpfNode, map[bpfAddr]uint32) {
 	var n bpfNode
 	detects := [2]bpfNodeFlag{bpfNodeFlagNODE_DETECTS4, bpfNodeFlagNODE_DETECTS6}
 	byCIDR := [2]bpfNodeFlag{bpfNodeFlagNODE_CIDR4, bpfNodeFlagNODE_CIDR6}
@@ -241,9 +241,12 @@ func planNode(facts *service.NodeFacts, primary [2]netip.Addr, passUnknown bool)
 		for _, a := range facts.Local[f] {
 			addresses[mapAddr(a)] |= uint32(bpfAddressFlagADDRESS_LOCAL)
 		}
-		carriers := facts.NodePorts[f].Addrs
+		for _, a := range each(facts.LocalNetworks[f]) {
+			addresses[mapAddr(a)] |= uint32(bpfAddressFlagADDRESS_LOCAL)
+		}
+		carriers := append(each(facts.NodePorts[f].Networks), facts.NodePorts[f].Addrs...)
 		if facts.NodePorts[f].All {
-			carriers = facts.Local[f]
+			carriers = append(each(facts.LocalNetworks[f]), facts.Local[f]...)
 		}
 		for _, a := range carriers {
 			if !a.IsLoopback() { // the socket path's: from outside nobody may reach it
@@ -254,10 +257,23 @@ func planNode(facts *service.NodeFacts, primary [2]netip.Addr, passUnknown bool)
 			n.Address[f] = mapAddr(a)
 		}
 	}
-	if passUnknown {
-		n.Flags |= uint32(bpfNodeFlagNODE_PASS_UNKNOWN)
-	}
+	n.Flags |= uint32(modes)
 	return n, addresses
+}
+
+// maxNetwork is how many addresses of one local network the map of addresses
+// takes: a /22, or a /118 in IPv6. What is beyond them is not known as local.
+const maxNetwork = 1024
+
+// each lists the addresses of networks, the first [maxNetwork] of each.
+func each(networks []netip.Prefix) []netip.Addr {
+	var out []netip.Addr
+	for _, n := range networks {
+		for a, left := n.Addr(), maxNetwork; left > 0 && n.Contains(a); a, left = a.Next(), left-1 {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 // nodeAddress is the address that stands for the node: primary if it is one of

@@ -19,17 +19,18 @@ import (
 // Dataplane is the eBPF mode on one node. It belongs to the network namespace
 // of the thread that called [New].
 type Dataplane struct {
-	o      Options
-	objs   *objects
-	filter *flowFilter
-	maps   writer
-	read   func() (*contents, error)
-	ns     netns.NsHandle
-	stop   context.CancelFunc
-	done   sync.WaitGroup
-	lost   chan struct{} // endpoints were taken away
-	live   atomic.Uint64 // halves of flows, as of the collector's last pass
-	drift  atomic.Uint64 // differences repaired
+	o        Options
+	features kernelFeatures
+	objs     *objects
+	filter   *flowFilter
+	maps     writer
+	read     func() (*contents, error)
+	ns       netns.NsHandle
+	stop     context.CancelFunc
+	done     sync.WaitGroup
+	lost     chan struct{} // endpoints were taken away
+	live     atomic.Uint64 // halves of flows, as of the collector's last pass
+	drift    atomic.Uint64 // differences repaired
 
 	settling sync.Mutex // of what follows
 	settled  time.Time  // when flows were last taken into the counters for Counts
@@ -42,6 +43,8 @@ type Dataplane struct {
 	interfaces *interfaces
 	unsure     bool // the last Sync failed: the mirror may be wrong
 	synced     bool // some Sync did not fail: there is a mirror
+	way        Way  // that packets take
+	othersNAT  bool // another program translates what leaves the node
 	waiting    bool // to attach, until the maps are filled: another layout's programs work meanwhile
 }
 
@@ -55,7 +58,7 @@ func New(o Options) (*Dataplane, error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(checkPatterns(o.Interfaces), checkPatterns(o.XDPInterfaces), o.XDP.check()); err != nil {
+	if err := errors.Join(checkPatterns(o.Interfaces), checkPatterns(o.XDPInterfaces), o.XDP.check(), o.Forwarding.check()); err != nil {
 		return nil, err
 	}
 	if err := rlimit.RemoveMemlock(); err != nil {
@@ -65,12 +68,15 @@ func New(o Options) (*Dataplane, error) {
 	if err := p.create(); err != nil {
 		return nil, err
 	}
-	f := probeFeatures(&o)
+	f, err := featuresFor(&o)
+	if err != nil {
+		return nil, err
+	}
 	objs, err := loadObjects(&o, p, f)
 	if err != nil {
 		return nil, err
 	}
-	d := &Dataplane{o: o, objs: objs, filter: &flowFilter{maps: &objs.bpfMaps, dir: p.maps}, planner: newPlanner(objs.Services.MaxEntries()), lost: make(chan struct{}, 1)}
+	d := &Dataplane{o: o, features: f, objs: objs, filter: &flowFilter{maps: &objs.bpfMaps, dir: p.maps}, planner: newPlanner(objs.Services.MaxEntries()), lost: make(chan struct{}, 1)}
 	d.planner.limits = amounts{slots: int(objs.Backends.MaxEntries()), members: int(objs.Members.MaxEntries()),
 		frontends: int(objs.Frontends.MaxEntries()), ranges: int(objs.SourceRanges.MaxEntries())}
 	km := newKernelMaps(&objs.bpfMaps)
@@ -108,6 +114,10 @@ func (d *Dataplane) start(p pins) error {
 		return errors.Join(err, ns.Close())
 	}
 	if err := d.watch(ctx); err != nil {
+		cancel()
+		return errors.Join(err, ns.Close())
+	}
+	if err := d.serveTracked(ctx); err != nil {
 		cancel()
 		return errors.Join(err, ns.Close())
 	}
@@ -306,7 +316,16 @@ func (d *Dataplane) planFull(ctx context.Context, table *service.Table) ([]write
 				d.o.Logger.Warn("interfaces", "error", err)
 			}
 		}
-		writes, err = d.planner.planAll(ctx, table, primaryAddresses(), d.o.PassUnknown || d.waiting)
+		if _, err := d.lookForWay(); err != nil {
+			return err
+		}
+		if d.features.conntrack {
+			// Without it Services work, but for hosts that drop what is forwarded.
+			if err := ensureAccepted(); err != nil {
+				d.o.Logger.Warn("netfilter", "error", err)
+			}
+		}
+		writes, err = d.planner.planAll(ctx, table, primaryAddresses(), d.modes())
 		return err
 	})
 	return writes, drifted, err

@@ -47,6 +47,7 @@ type planner struct {
 	plans   map[service.Name][]*portPlan
 	node    map[bpfAddr]uint32  // flags of the node's own addresses
 	vips    map[bpfAddr]int     // how many frontends have this address
+	alone   map[bpfAddr]int     // how many of these have it as a ClusterIP
 	portUse map[portUse]int     // how many frontends have this port
 	ids     map[uint32]struct{} // in use
 	// newest is, by id, the highest generation that was ever written; ids of the
@@ -79,6 +80,7 @@ func (p *planner) reset() {
 	p.plans = map[service.Name][]*portPlan{}
 	p.node = map[bpfAddr]uint32{}
 	p.vips = map[bpfAddr]int{}
+	p.alone = map[bpfAddr]int{}
 	p.portUse = map[portUse]int{}
 	p.ids = map[uint32]struct{}{}
 	p.newest = map[uint32]uint32{}
@@ -175,6 +177,9 @@ func (p *planner) add(s *scope, side *contents, plan *portPlan, n int) {
 		s.ports[use.port] = struct{}{}
 		if !nodePort {
 			p.vips[k.Addr] += n
+			if f.value.Flags&uint8(bpfFrontendFlagFRONTEND_EXTERNAL|bpfFrontendFlagFRONTEND_BALANCER) == 0 {
+				p.alone[k.Addr] += n
+			}
 			s.addresses[k.Addr] = struct{}{}
 		}
 	}
@@ -212,11 +217,11 @@ func (p *planner) planChanged(table *service.Table, changed []service.Name) ([]w
 
 // planAll works out the writes that turn the mirror, which was just read, into
 // the whole table.
-func (p *planner) planAll(ctx context.Context, table *service.Table, primary [2]netip.Addr, passUnknown bool) ([]write, error) {
+func (p *planner) planAll(ctx context.Context, table *service.Table, primary [2]netip.Addr, modes bpfNodeFlag) ([]write, error) {
 	p.reset()
 	s := newScope()
 	s.old = p.kernel
-	node, addresses := planNode(&table.Node, primary, passUnknown)
+	node, addresses := planNode(&table.Node, primary, modes)
 	p.node = addresses
 	for a := range addresses {
 		s.addresses[a] = struct{}{}
@@ -368,6 +373,9 @@ func (p *planner) wantAddress(a bpfAddr) uint32 {
 	want := p.node[a]
 	if p.vips[a] > 0 {
 		want |= uint32(bpfAddressFlagADDRESS_VIP)
+	}
+	if p.alone[a] > 0 {
+		want |= uint32(bpfAddressFlagADDRESS_CLUSTER_IP)
 	}
 	return want
 }

@@ -227,7 +227,7 @@ func changes(from, to *service.Table) []service.Name {
 func fullSync(t *testing.T, p *planner, f *fakeMaps, table *service.Table) error {
 	t.Helper()
 	p.kernel = clone(f.contents)
-	writes, err := p.planAll(context.Background(), table, [2]netip.Addr{}, false)
+	writes, err := p.planAll(context.Background(), table, [2]netip.Addr{}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -115,6 +115,10 @@
 //     dropped ("sctp_port"). Equal ports work.
 //   - A later fragment that overtakes the first is dropped ("fragment_orphan")
 //     if it is to a service's own address, and left to the stack otherwise.
+//   - At an external or load-balancer address that some machine has besides, the
+//     programs refuse every port that no Service has; [service.Kind.MayBeAMachines]
+//     says what is meant. At most 1,024 addresses of each network that is local by
+//     a route are known.
 //   - A socket that talks to two destinations with one backend by UDP, without
 //     connecting, cannot tell their answers apart: they bear the older's address.
 package ebpf

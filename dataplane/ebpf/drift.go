@@ -54,6 +54,17 @@ func (d *Dataplane) noteDrift(is *contents) uint64 {
 	return n
 }
 
+// loIndex is the index of the loopback device in every network namespace.
+const loIndex = 1
+
+// sidesOf are the sides of an interface that get a program.
+func sidesOf(index int) []string {
+	if index == loIndex {
+		return []string{"egress"}
+	}
+	return []string{"ingress", "egress"}
+}
+
 // lostHook is a place at which a program of ours should be, and is not.
 type lostHook struct {
 	name string
@@ -75,7 +86,7 @@ func (d *Dataplane) lostHooks() []lostHook {
 		}
 	}
 	for index, name := range d.interfaces.attached {
-		for _, side := range [...]string{"ingress", "egress"} {
+		for _, side := range sidesOf(index) {
 			if d.interfaces.isAttached(index, side) {
 				continue
 			}

@@ -41,12 +41,18 @@ func (r *Reader) Explain(_ context.Context, p service.Packet) (view.Answer, erro
 	if err != nil {
 		return answer, err
 	}
+	host, err := hardwareAddr(ifindex)
+	if err != nil {
+		return answer, err
+	}
 	seen := map[view.AnswerBackend]bool{}
 	for i := range explainRuns {
 		t := trial{packet: p, sport: uint16(20000 + i)}
 		in := make([]byte, 192)
 		binary.NativeEndian.PutUint32(in[40:], ifindex) // of struct __sk_buff
-		o := &ebpf.RunOptions{Data: t.frame(), DataOut: make([]byte, 512), Context: in}
+		frame := t.frame()
+		copy(frame, host)
+		o := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, 512), Context: in}
 		verdict, err := prog.Run(o)
 		if err != nil {
 			return answer, fmt.Errorf("run program: %w", err)
@@ -170,6 +176,16 @@ func wayTo(p service.Packet) (netlink.Link, error) {
 		}
 	}
 	return nil, errors.New("none is up but loopback")
+}
+
+// hardwareAddr is an interface's address, to which frames are sent that the programs
+// are to look at; nil if it has none.
+func hardwareAddr(ifindex uint32) (net.HardwareAddr, error) {
+	l, err := netlink.LinkByIndex(int(ifindex))
+	if err != nil {
+		return nil, fmt.Errorf("interface %d: %w", ifindex, err)
+	}
+	return l.Attrs().HardwareAddr, nil
 }
 
 // trial is one first packet.

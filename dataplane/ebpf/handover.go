@@ -51,16 +51,22 @@ func (d *Dataplane) reserve(replies []Reply) error {
 	return nil
 }
 
-// Idle reports whether no flow is translated by the packet path any more. It
-// may be called beside Sync.
+// Idle reports whether no flow is translated by the packet path any more. Those that
+// conntrack owns do not count: they go on without us. It may be called beside Sync.
 func (d *Dataplane) Idle() (bool, error) {
-	key := make([]byte, d.objs.Flows.KeySize())
-	err := d.objs.Flows.NextKey(nil, key)
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return true, nil
+	var key bpfTuple
+	var flow bpfFlow
+	entries := d.objs.Flows.Iterate()
+	for entries.Next(&key, &flow) {
+		if flow.Flags&uint8(bpfFlowFlagFLOW_STACK) == 0 {
+			return false, nil
+		}
 	}
-	if err != nil {
+	// Another one that deletes may end the walk early, as often as it likes.
+	if err := entries.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
 		return false, fmt.Errorf("map %s: %w", bpfMapFlows, err)
+	} else if err != nil {
+		return false, nil
 	}
-	return false, nil
+	return true, nil
 }

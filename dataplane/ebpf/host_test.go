@@ -40,7 +40,18 @@ func TestBesideTheFirewall(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	d := n.start(t, Options{PacketsOnly: true})
+	// As network plugins do.
+	if err := runIn(n, "iptables -A FORWARD -s 10.244.0.0/16 -j ACCEPT && ip6tables -A FORWARD -s fd00:244::/32 -j ACCEPT"); err != nil {
+		t.Fatal(err)
+	}
+	for _, forwarding := range []Forwarding{"", ForwardingAuto, ForwardingFast} {
+		d := n.start(t, Options{PacketsOnly: true, Forwarding: forwarding})
+		n.serveBesideTheFirewall(t, d)
+		d.Close()
+	}
+}
+
+func (n *testNet) serveBesideTheFirewall(t *testing.T, d *Dataplane) {
 	for _, rp := range []string{"0", "1", "2"} {
 		in(t, n.node, func() error {
 			return errors.Join(sysctl("net/ipv4/conf/all/rp_filter", rp), sysctl("net/ipv4/conf/eth0/rp_filter", rp))
@@ -120,7 +131,8 @@ func TestBridgedPods(t *testing.T) {
 	veth(t, n.node, "vethx", x, "eth0")
 	veth(t, n.node, "vethy", y, "eth0")
 	in(t, n.node, func() error {
-		return runHere("ip link set vethx master cni0 && ip link set vethy master cni0")
+		return runHere("ip link set vethx master cni0 && ip link set vethy master cni0 && " +
+			"ip link set vethx type bridge_slave hairpin on") // as kubelet asks of plugins, for packets that a bridge translates
 	})
 	in(t, x, func() error {
 		return errors.Join(addAddr("eth0", ips[0][0]+"/24", 0), addAddr("eth0", ips[0][1]+"/64", 0),

@@ -72,14 +72,14 @@ func (i *interfaces) refresh() error {
 	if err != nil {
 		return err
 	}
-	chosen, names := i.chosen(links)
+	chosen, byIndex := i.chosen(links)
 	var errs []error
 	seen := map[int]bool{}
 	for _, l := range chosen {
 		a := l.Attrs()
 		seen[a.Index] = true
 		// The map first: programs look into it.
-		err := i.describe(l, names[a.MasterIndex], addrs)
+		err := i.describe(l, byIndex[a.MasterIndex], addrs)
 		if err == nil && !i.waiting && i.attached[a.Index] == "" {
 			if err = i.attach(l); err == nil {
 				i.attached[a.Index] = a.Name
@@ -91,7 +91,7 @@ func (i *interfaces) refresh() error {
 				i.refused[a.Index] = !isGone(err)
 			}
 			if err == nil && was != i.accelerated[a.Index] {
-				err = i.describe(l, names[a.MasterIndex], addrs)
+				err = i.describe(l, byIndex[a.MasterIndex], addrs)
 			}
 		}
 		if err != nil && !isGone(err) {
@@ -101,40 +101,55 @@ func (i *interfaces) refresh() error {
 	return errors.Join(append(errs, i.forget(seen))...)
 }
 
-// chosen are the interfaces that get programs; names has those of all, by index.
-func (i *interfaces) chosen(links []netlink.Link) (out []netlink.Link, names map[int]string) {
+// chosen are the interfaces that get programs; byIndex has all.
+func (i *interfaces) chosen(links []netlink.Link) (out []netlink.Link, byIndex map[int]netlink.Link) {
 	bonds := map[int]bool{}
-	names = map[int]string{}
+	byIndex = map[int]netlink.Link{}
 	for _, l := range links {
 		bonds[l.Attrs().Index] = l.Type() == "bond" || l.Type() == "team"
-		names[l.Attrs().Index] = l.Attrs().Name
+		byIndex[l.Attrs().Index] = l
 	}
 	for _, l := range links {
-		if a := l.Attrs(); selected(i.o.Interfaces, a.Name) && !bonds[a.MasterIndex] {
+		a := l.Attrs()
+		if selected(i.o.Interfaces, a.Name) && !bonds[a.MasterIndex] || i.sendsByLoopback(l) {
 			out = append(out, l)
 		}
 	}
-	return out, names
+	return out, byIndex
+}
+
+// sendsByLoopback reports whether an interface is the loopback device, and has to be
+// looked at: what the node's own sockets send to its own addresses leaves by it, and
+// where no socket program translates them the stack way does.
+func (i *interfaces) sendsByLoopback(l netlink.Link) bool {
+	return l.Attrs().Index == loIndex && i.o.PacketsOnly && i.features.conntrack
 }
 
 // isGone reports that an interface vanished between listing and use.
 func isGone(err error) bool { return errors.Is(err, unix.ENODEV) || errors.Is(err, os.ErrNotExist) }
 
 // describe writes what the programs need to know of an interface. What comes
-// from Pods behind a bridge is met at its port, before it is the bridge's.
-func (i *interfaces) describe(l netlink.Link, master string, addrs [2]map[int]netip.Addr) error {
+// from Pods behind a bridge is met at its port, before it is the bridge's. master is
+// nil without one.
+func (i *interfaces) describe(l, master netlink.Link, addrs [2]map[int]netip.Addr) error {
 	a := l.Attrs()
 	var v bpfInterface
 	podFlags := [2]bpfInterfaceFlag{bpfInterfaceFlagINTERFACE_POD4, bpfInterfaceFlagINTERFACE_POD6}
 	for _, f := range service.Families {
 		d := i.pods[f]
-		if d.Interface != "" && (d.Interface == a.Name || d.Interface == master) ||
+		behind := master != nil && d.Interface == master.Attrs().Name
+		if d.Interface != "" && (d.Interface == a.Name || behind) ||
 			d.InterfacePrefix != "" && strings.HasPrefix(a.Name, d.InterfacePrefix) {
 			v.Flags |= uint32(podFlags[f])
 		}
 		if addr, ok := addrs[f][a.Index]; ok {
 			v.Masquerade[f] = mapAddr(addr)
 		}
+	}
+	copy(v.Mac[:], a.HardwareAddr)
+	if master != nil && master.Type() == "bridge" {
+		v.Flags |= uint32(bpfInterfaceFlagINTERFACE_PORT)
+		copy(v.Mac[:], master.Attrs().HardwareAddr)
 	}
 	if l.Type() == "veth" && a.NetNsID >= 0 {
 		v.Flags |= uint32(bpfInterfaceFlagINTERFACE_PEER)
@@ -225,7 +240,7 @@ func (i *interfaces) pinPath(index int, side string) string {
 // replies back that a translated request will cause.
 func (i *interfaces) attach(l netlink.Link) error {
 	in, out := i.objs.Ingress, i.objs.Egress
-	if l.Attrs().EncapType != "ether" {
+	if encap := l.Attrs().EncapType; encap != "ether" && encap != "loopback" { // which has the same header
 		if i.objs.l3.Ingress == nil {
 			if err := i.objs.loadMore(i.o, i.pins, i.features, &i.objs.l3); err != nil {
 				return err
@@ -233,16 +248,21 @@ func (i *interfaces) attach(l netlink.Link) error {
 		}
 		in, out = i.objs.l3.Ingress, i.objs.l3.Egress
 	}
+	sent := i.sendsByLoopback(l) // what arrives there was looked at when it was sent
 	if !i.features.tcx {
-		return errors.Join(
-			attachFilter(l, netlink.HANDLE_MIN_EGRESS, out, i.o.Instance, i.ahead),
-			attachFilter(l, netlink.HANDLE_MIN_INGRESS, in, i.o.Instance, i.ahead))
+		err := attachFilter(l, netlink.HANDLE_MIN_EGRESS, out, i.o.Instance, i.ahead)
+		if sent {
+			return err
+		}
+		return errors.Join(err, attachFilter(l, netlink.HANDLE_MIN_INGRESS, in, i.o.Instance, i.ahead))
 	}
 	if err := i.attachTCX(l, out, ebpf.AttachTCXEgress, "egress"); err != nil {
 		return err
 	}
-	if err := i.attachTCX(l, in, ebpf.AttachTCXIngress, "ingress"); err != nil {
-		return err
+	if !sent {
+		if err := i.attachTCX(l, in, ebpf.AttachTCXIngress, "ingress"); err != nil {
+			return err
+		}
 	}
 	// Of an agent that had to do without TCX; replaced without a gap.
 	return removeFiltersOf(l, i.o.Instance)

@@ -24,9 +24,10 @@ type objects struct {
 }
 
 type packetPrograms struct {
-	Collect *ebpf.Program `ebpf:"collect"`
-	Egress  *ebpf.Program `ebpf:"egress"`
-	Ingress *ebpf.Program `ebpf:"ingress"`
+	Accelerate *ebpf.Program `ebpf:"accelerate"`
+	Collect    *ebpf.Program `ebpf:"collect"`
+	Egress     *ebpf.Program `ebpf:"egress"`
+	Ingress    *ebpf.Program `ebpf:"ingress"`
 }
 
 // l3Programs are for interfaces without link-layer headers, which few nodes have.
@@ -53,7 +54,9 @@ type socketPrograms struct {
 	Sendmsg6     *ebpf.Program `ebpf:"sendmsg6"`
 }
 
-func (p *packetPrograms) Close() error { return _BpfClose(p.Collect, p.Egress, p.Ingress) }
+func (p *packetPrograms) Close() error {
+	return _BpfClose(p.Accelerate, p.Collect, p.Egress, p.Ingress)
+}
 
 func (p *l3Programs) Close() error { return _BpfClose(p.Egress, p.Ingress) }
 
@@ -165,6 +168,8 @@ func setConstants(spec *ebpf.CollectionSpec, o *Options, f kernelFeatures) error
 		bpfVarNatSpareMax:      o.spareMax,
 		bpfVarHostNetns:        cookie,
 		bpfVarFibFlags:         f.fibFlags,
+		bpfVarFibSource:        f.fibSource,
+		bpfVarHasConntrack:     f.conntrack,
 		bpfVarCsumIpv6:         f.csumIPv6,
 		bpfVarRedirectPeer:     o.RedirectPeer,
 		bpfVarTranslateSockets: !o.PacketsOnly,

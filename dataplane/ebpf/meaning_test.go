@@ -25,6 +25,8 @@ import (
 //   - The node's own address as source on ingress: a forgery that the programs
 //     leave to the stack, which drops it. What the node itself sends is tried at
 //     egress.
+//   - Other ports of an address that may be a machine's, where nothing sends the
+//     packet back: the programs still refuse these (see doc.go, Limits).
 //   - SCTP to a backend of another port: dropped, as doc.go says under Limits;
 //     that it is dropped is checked.
 
@@ -80,6 +82,11 @@ func (j *judged) try(p service.Packet) (came, error) {
 		prog, dev = j.d.objs.Egress, "eth0"
 	}
 	binary.NativeEndian.PutUint32(ctx[40:], uint32(j.ifindex[dev]))
+	host, err := hardwareAddr(uint32(j.ifindex[dev]))
+	if err != nil {
+		return came{}, err
+	}
+	copy(data, host)
 	o := &ebpf.RunOptions{Data: data, DataOut: make([]byte, 512), Context: ctx}
 	ret, err := prog.Run(o)
 	if err != nil {
@@ -187,7 +194,12 @@ func (j *judged) forgetClients() error {
 
 // beyond tells whether a packet is one of those that the head of this file lists.
 func beyond(table *service.Table, p service.Packet) bool {
-	return p.Destination.Addr().IsLoopback() || p.Interface != "" && table.Node.IsLocal(p.Source.Addr())
+	if p.Destination.Addr().IsLoopback() || p.Interface != "" && table.Node.IsLocal(p.Source.Addr()) {
+		return true
+	}
+	back := p // as a packet that forwarding would send back, which is refused
+	back.Interface, back.Leaves = "eth0", "eth0"
+	return !table.Judge(p).Matched && table.Judge(back).Matched
 }
 
 // TestProgramsMeanWhatTheTableSays: any packet, in any cluster.

@@ -285,6 +285,10 @@ func (n *testNet) start(t testing.TB, o Options) *Dataplane {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.NewTextHandler(testLog{t}, nil))
 	}
+	if o.Forwarding == "" {
+		o.Forwarding = Forwarding(os.Getenv("NODEPROXY_TEST_FORWARDING"))
+		o.untracked = o.Forwarding == ""
+	}
 	flows := o.Sizes.Flows
 	if flows == 0 {
 		flows = 4096

@@ -36,6 +36,11 @@ type Options struct {
 	// RedirectPeer takes packets into Pods past the egress hooks of their
 	// interface on the node.
 	RedirectPeer bool
+	// Forwarding is the way that new flows of the packet path take. Default
+	// [ForwardingAuto].
+	Forwarding Forwarding
+	// untracked does as on a kernel without conntrack's functions for programs.
+	untracked bool
 	// PingServiceIPs answers pings of addresses that only Services have; without
 	// it they are refused.
 	PingServiceIPs bool
@@ -89,6 +94,7 @@ type Sizes struct {
 	Flows      uint32 // each of two entries; default 131,072
 	Affinities uint32 // clients by Service; default 65,536
 	Fragments  uint32 // datagrams in pieces at a time; default 8,192
+	Interfaces uint32 // that are looked at; default 65,536
 }
 
 // Timeouts are after how much silence a flow is forgotten.
@@ -119,6 +125,7 @@ func (o *Options) setDefaults() error {
 		o.Logger = slog.Default()
 	}
 	setDefault(&o.XDP, XDPOff)
+	setDefault(&o.Forwarding, ForwardingAuto)
 	setDefault(&o.Terminate, TerminateUDP)
 	if o.Terminate != TerminateUDP && o.Terminate != TerminateAll && o.Terminate != TerminateNone {
 		return fmt.Errorf("sockets to terminate: %q is none of udp, all, none", o.Terminate)
@@ -131,6 +138,7 @@ func (o *Options) setDefaults() error {
 	setDefault(&s.Flows, 131072)
 	setDefault(&s.Affinities, 65536)
 	setDefault(&s.Fragments, 8192)
+	setDefault(&s.Interfaces, 65536)
 	t := &o.Timeouts
 	setDefault(&t.Established, 24*time.Hour)
 	setDefault(&t.Opening, time.Minute)
@@ -177,6 +185,7 @@ func (s *Sizes) apply(spec *ebpf.CollectionSpec) {
 		bpfMapPairs:         max(s.Flows/2, min(2*s.Flows, 8192)), // hints, and the newest count
 		bpfMapAffinities:    s.Affinities,
 		bpfMapFragments:     s.Fragments,
+		bpfMapInterfaces:    s.Interfaces,
 	} {
 		spec.Maps[name].MaxEntries = n
 	}

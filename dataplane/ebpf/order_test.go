@@ -19,7 +19,7 @@ func TestNothingIsRefusedWhileModesChange(t *testing.T) {
 		r.Apply(gen.Cluster(20))
 		p := newPlanner(65536)
 		for _, table := range []*service.Table{r.Table(), {Node: r.Table().Node, Services: map[service.Name]*service.Resolved{}}} {
-			writes, err := p.planAll(context.Background(), table, [2]netip.Addr{}, false)
+			writes, err := p.planAll(context.Background(), table, [2]netip.Addr{}, 0)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -316,7 +316,8 @@ func oddCases() (out []packetCase) {
 		pass("another address", step{in: p.request.to(clientIP[f], clientPort, podA[f], 80)})
 		pass("another protocol on the port", step{in: u.request})
 		pass("echo request to the node", step{in: frame{src: clientIP[f], dst: nodeIP[f], icmp: &icmpError{typ: [2]byte{8, 128}[f]}}})
-		pass("echo reply to a VIP", step{in: frame{src: clientIP[f], dst: vip[f], icmp: &icmpError{typ: [2]byte{0, 129}[f]}}})
+		out = append(out, packetCase{name + "echo reply to a VIP is dropped", p.services, []step{{dev: "eth0", verdict: verdictDrop, reason: bpfReasonREASON_UNKNOWN_PROTOCOL,
+			in: frame{src: clientIP[f], dst: vip[f], icmp: &icmpError{typ: [2]byte{0, 129}[f]}}}}})
 		pass("error about no flow", step{in: frame{src: clientIP[f], dst: nodeIP[f], icmp: icmpTypes[0].as[f].of(p.request, 8)}})
 		pass("truncated error", step{raw: frame{src: clientIP[f], dst: nodeIP[f], icmp: &icmpError{typ: [2]byte{3, 1}[f], quoted: make([]byte, 9)}}.bytes()})
 		short := p.request.bytes()

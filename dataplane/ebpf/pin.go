@@ -14,7 +14,7 @@ import (
 
 // layoutVersion is that of bpf/types.h and maps.h. Pins of another version are
 // removed once ours are filled and attached.
-const layoutVersion = "v8"
+const layoutVersion = "v9"
 
 const defaultBPFFS = "/sys/fs/bpf"
 
@@ -152,7 +152,7 @@ func Cleanup(o Options) error {
 			errs = append(errs, fmt.Errorf("pins: %w", err))
 		}
 	}
-	errs = append(errs, os.RemoveAll(p.root))
+	errs = append(errs, os.RemoveAll(p.root), removeAccepted(), removeHooks(o.Instance))
 	if err := os.Remove(o.PinRoot); err != nil && !errors.Is(err, os.ErrNotExist) &&
 		!errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) {
 		errs = append(errs, fmt.Errorf("pins: %w", err))

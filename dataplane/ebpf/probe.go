@@ -25,10 +25,15 @@ type Feature struct {
 type kernelFeatures struct {
 	tcx      bool
 	fibFlags uint32
-	csumIPv6 uint64
+	// fibSource asks a lookup of a route for its source address.
+	fibSource uint32
+	csumIPv6  uint64
+	// conntrack tells that the programs may use conntrack's functions, and do.
+	conntrack bool
 }
 
 const (
+	fibSource    = 1 << 4 // BPF_FIB_LOOKUP_SRC, Linux 6.7
 	fibSkipNeigh = 1 << 2 // BPF_FIB_LOOKUP_SKIP_NEIGH, Linux 6.3
 	csumIPv6     = 1 << 7 // BPF_F_IPV6, Linux 6.16
 )
@@ -46,6 +51,7 @@ func Probe() []Feature {
 		required("bpf_fib_lookup", features.HaveProgramHelper(ebpf.SchedCLS, asm.FnFibLookup)),
 		required("bpf_redirect_neigh", features.HaveProgramHelper(ebpf.SchedCLS, asm.FnRedirectNeigh)),
 		required("bpf_loop (5.17)", features.HaveProgramHelper(ebpf.SchedCLS, asm.FnLoop)),
+		required(conntrackFunctions, probeConntrack()),
 		required("bpf_for_each_map_elem", features.HaveProgramHelper(ebpf.Syscall, asm.FnForEachMapElem)),
 	}
 	optional := func(name, fallback string, err error) {
@@ -56,7 +62,7 @@ func Probe() []Feature {
 		out = append(out, f)
 	}
 	optional("TCX (6.6)", "clsact filters", haveTCX())
-	optional("BPF_FIB_LOOKUP_SKIP_NEIGH (6.3)", "one more neighbour lookup per packet", haveHelperFlag(fibProbe))
+	optional("BPF_FIB_LOOKUP_SKIP_NEIGH (6.3)", "one more neighbour lookup per packet", haveHelperFlag(fibProbe(fibSkipNeigh)))
 	optional("BPF_F_IPV6 in checksum helpers (6.16)",
 		"receivers of IPv6 may have to check sums again that hardware had checked", haveHelperFlag(csumProbe))
 	optional("XDP, for --xdp", "packets are forwarded at tc", haveXDP())
@@ -82,13 +88,80 @@ func Missing(fs []Feature) error {
 
 func probeFeatures(o *Options) kernelFeatures {
 	f := kernelFeatures{tcx: !o.NoTCX && haveTCX() == nil}
-	if haveHelperFlag(fibProbe) == nil {
+	if haveHelperFlag(fibProbe(fibSkipNeigh)) == nil {
 		f.fibFlags = fibSkipNeigh
+	}
+	if haveHelperFlag(fibProbe(fibSource)) == nil {
+		f.fibSource = fibSource
 	}
 	if haveHelperFlag(csumProbe) == nil {
 		f.csumIPv6 = csumIPv6
 	}
 	return f
+}
+
+// conntrackFunctions is what the stack way needs of the kernel.
+const conntrackFunctions = "conntrack's functions for programs (6.1)"
+
+// haveConntrack looks for the newest of conntrack's functions for programs: in the
+// kernel's type information, or that of the module that has it, once that is loaded.
+func haveConntrack() error {
+	const name = "bpf_ct_set_nat_info"
+	var found *btf.Func
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		return fmt.Errorf("type information of the kernel: %w", err)
+	}
+	if kernel.TypeByName(name, &found) == nil {
+		return nil
+	}
+	module, err := btf.LoadKernelModuleSpec("nf_nat")
+	if err != nil {
+		return fmt.Errorf("%s: type information of nf_nat: %w", name, err)
+	}
+	if err := module.TypeByName(name, &found); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+// probeConntrack is loadConntrack for a while: what it adds to the kernel, but for
+// modules, is gone afterwards.
+func probeConntrack() error {
+	const instance = "probe"
+	if haveConntrack() == nil {
+		return nil
+	}
+	err := loadConntrack(&Options{Instance: instance})
+	return errors.Join(err, removeHooks(instance))
+}
+
+// loadConntrack has the kernel load the modules of conntrack and NAT, if it has
+// them as such, and reports whether programs may call them. Our nftables table asks
+// for them.
+func loadConntrack(o *Options) error {
+	if _, err := ensureHooks(o.Instance); err != nil {
+		return err
+	}
+	return haveConntrack()
+}
+
+// featuresFor asks the kernel what has to be known before the programs are loaded.
+// The stack way, if it is asked for by name, has to be there.
+func featuresFor(o *Options) (kernelFeatures, error) {
+	f := probeFeatures(o)
+	if o.untracked {
+		return f, nil
+	}
+	err := loadConntrack(o)
+	f.conntrack = err == nil
+	if err != nil && o.Forwarding == ForwardingStack {
+		return f, fmt.Errorf("forwarding by the stack: %w", err)
+	}
+	if err != nil {
+		o.Logger.Info("conntrack does not own flows", "error", err)
+	}
+	return f, nil
 }
 
 // haveBTF is asked for by the iterators over sockets.
@@ -128,22 +201,24 @@ func haveHelperFlag(insns asm.Instructions) error {
 	return nil
 }
 
-// fibProbe calls bpf_fib_lookup with the flag and an unknown family, which is
-// only looked at after the flags: EAFNOSUPPORT is a yes.
-var fibProbe = asm.Instructions{
-	asm.Mov.Reg(asm.R6, asm.R1),
-	asm.Mov.Imm(asm.R0, 0),
-	asm.StoreMem(asm.RFP, -64, asm.R0, asm.DWord), asm.StoreMem(asm.RFP, -56, asm.R0, asm.DWord),
-	asm.StoreMem(asm.RFP, -48, asm.R0, asm.DWord), asm.StoreMem(asm.RFP, -40, asm.R0, asm.DWord),
-	asm.StoreMem(asm.RFP, -32, asm.R0, asm.DWord), asm.StoreMem(asm.RFP, -24, asm.R0, asm.DWord),
-	asm.StoreMem(asm.RFP, -16, asm.R0, asm.DWord), asm.StoreMem(asm.RFP, -8, asm.R0, asm.DWord),
-	asm.Mov.Reg(asm.R1, asm.R6),
-	asm.Mov.Reg(asm.R2, asm.RFP),
-	asm.Add.Imm(asm.R2, -64),
-	asm.Mov.Imm(asm.R3, 64),
-	asm.Mov.Imm(asm.R4, fibSkipNeigh),
-	asm.FnFibLookup.Call(),
-	asm.Return(),
+// fibProbe calls bpf_fib_lookup with a flag and an unknown family, which is only
+// looked at after the flags: EAFNOSUPPORT is a yes.
+func fibProbe(flag int32) asm.Instructions {
+	return asm.Instructions{
+		asm.Mov.Reg(asm.R6, asm.R1),
+		asm.Mov.Imm(asm.R0, 0),
+		asm.StoreMem(asm.RFP, -64, asm.R0, asm.DWord), asm.StoreMem(asm.RFP, -56, asm.R0, asm.DWord),
+		asm.StoreMem(asm.RFP, -48, asm.R0, asm.DWord), asm.StoreMem(asm.RFP, -40, asm.R0, asm.DWord),
+		asm.StoreMem(asm.RFP, -32, asm.R0, asm.DWord), asm.StoreMem(asm.RFP, -24, asm.R0, asm.DWord),
+		asm.StoreMem(asm.RFP, -16, asm.R0, asm.DWord), asm.StoreMem(asm.RFP, -8, asm.R0, asm.DWord),
+		asm.Mov.Reg(asm.R1, asm.R6),
+		asm.Mov.Reg(asm.R2, asm.RFP),
+		asm.Add.Imm(asm.R2, -64),
+		asm.Mov.Imm(asm.R3, 64),
+		asm.Mov.Imm(asm.R4, flag),
+		asm.FnFibLookup.Call(),
+		asm.Return(),
+	}
 }
 
 // csumProbe calls bpf_l4_csum_replace with the flag on a field in the packet.

@@ -19,7 +19,7 @@ func TestP37OneEntryForARange(t *testing.T) {
 	r := service.NewResolver(synth.Config())
 	r.Apply(service.Changes{Services: []*service.Service{svc}, EndpointSlices: []*service.EndpointSlice{slice}})
 	p := newPlanner(16)
-	if _, err := p.planAll(context.Background(), r.Table(), [2]netip.Addr{}, false); err != nil {
+	if _, err := p.planAll(context.Background(), r.Table(), [2]netip.Addr{}, 0); err != nil {
 		t.Fatal(err)
 	}
 	writes, err := p.planChanged(r.Table(), []service.Name{svc.Name})

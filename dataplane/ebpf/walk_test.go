@@ -95,8 +95,10 @@ type walked struct {
 func (c *contents) walk(p service.Packet, pods [2]service.PodDetector) (walked, error) {
 	fe, ok := c.find(p.Destination, p.Protocol)
 	if !ok {
-		owned := c.addresses[mapAddr(p.Destination.Addr())] & uint32(bpfAddressFlagADDRESS_VIP|bpfAddressFlagADDRESS_LOCAL)
-		return walked{matched: owned == uint32(bpfAddressFlagADDRESS_VIP), action: service.Reject}, nil
+		flags := c.addresses[mapAddr(p.Destination.Addr())]
+		owned := flags&uint32(bpfAddressFlagADDRESS_VIP|bpfAddressFlagADDRESS_LOCAL) == uint32(bpfAddressFlagADDRESS_VIP)
+		returns := p.Interface != "" && p.Interface == p.Leaves
+		return walked{matched: owned && (flags&uint32(bpfAddressFlagADDRESS_CLUSTER_IP) != 0 || returns), action: service.Reject}, nil
 	}
 	out := walked{matched: true, action: service.Drop, slots: map[netip.AddrPort]int{}}
 	if fe.Flags&uint8(bpfFrontendFlagFRONTEND_FILTERED) != 0 && !c.inRanges(fe, p.Source.Addr()) {
@@ -169,7 +171,7 @@ func TestMapsMeanWhatTheTableSays(t *testing.T) {
 		r.Apply(gen.Cluster(1 + int(seed%12)))
 		table := r.Table()
 		p := newPlanner(65536)
-		writes, err := p.planAll(context.Background(), table, [2]netip.Addr{}, false)
+		writes, err := p.planAll(context.Background(), table, [2]netip.Addr{}, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

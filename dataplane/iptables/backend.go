@@ -130,6 +130,34 @@ func parseSave(out []byte, owned func(chain string) bool) savedTable {
 	return t
 }
 
+// leadingJumps counts the rules at the head of a chain that lead to chains of
+// others, as iptables-save prints a table. Those that lead to ours count while
+// they stand between them.
+func leadingJumps(out []byte, chain string) int {
+	chains := map[string]bool{}
+	count, at := 0, 0
+	for line := range bytes.Lines(out) {
+		text := strings.TrimSpace(string(line))
+		if name, ok := strings.CutPrefix(text, ":"); ok {
+			name, _ = nextWord(name)
+			chains[name] = true
+			continue
+		}
+		rule, ok := strings.CutPrefix(text, "-A "+chain+" ")
+		if !ok {
+			continue
+		}
+		target := jumpTarget(" " + rule)
+		if !chains[target] {
+			return count
+		}
+		if at++; !ours(target) {
+			count = at
+		}
+	}
+	return count
+}
+
 // jumpTarget returns what stands behind -j, or "".
 func jumpTarget(rule string) string {
 	for rest := rule; rest != ""; {

@@ -48,8 +48,15 @@ type Found struct {
 	Chains []string
 }
 
-// Leftovers lists the chains of ours that are in the kernel.
-func Leftovers(ctx context.Context) ([]Found, error) { return find(ctx, ours) }
+// End removes what is left of this mode when another has taken over. What
+// [HealthPorts] has stays.
+func End(ctx context.Context) error { return remove(ctx, ofMode, "nat", "filter") }
+
+// Leftovers lists the chains of this mode that are in the kernel.
+func Leftovers(ctx context.Context) ([]Found, error) { return find(ctx, ofMode) }
+
+// ofMode tells the chains that are there in this mode only.
+func ofMode(chain string) bool { return ours(chain) && !isHealth(chain) }
 
 // remove deletes an owner's chains, and the jumps to them, from tables.
 func remove(ctx context.Context, owned func(string) bool, tables ...string) error {

@@ -13,83 +13,100 @@ import (
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
-// udpFlows tells which conntrack entries of UDP lead where no endpoint is any
-// more, or where a policy does not lead any more. Netfilter looks at rules for
-// the first packet of a flow only, and a UDP flow that goes on sending never
-// ends: without this its packets would be black-holed for as long (pitfall P9).
-type udpFlows struct {
+// staleFlows tells which conntrack entries lead where no endpoint is any more, or
+// where a policy does not lead any more. Netfilter looks at rules for the first
+// packet of a flow only, and a UDP flow that goes on sending never ends: without
+// this its packets would be black-holed for as long (pitfall P9). Of TCP it is
+// asked about attempts that came to nothing before there was a Service: a client
+// that dials again from the same port would be led where they were.
+type staleFlows struct {
 	facts     *service.NodeFacts
-	addresses map[netip.AddrPort]udpFrontend
-	ports     map[uint16]udpFrontend  // node ports
-	local     map[netip.Addr]struct{} // where node ports are
-	spans     []udpFrontend           // ranges of ports
+	addresses map[at]changedFrontend
+	ports     map[at]changedFrontend // node ports, without an address
+	spans     []changedFrontend      // ranges of ports
 }
 
-// udpFrontend is a frontend; of is nil if it is gone.
-type udpFrontend struct {
+// at is a destination of one protocol.
+type at struct {
+	protocol service.Protocol
+	netip.AddrPort
+}
+
+// changedFrontend is a frontend; of is nil if it is gone.
+type changedFrontend struct {
 	*service.Frontend
-	of *service.ServicePort
+	protocol service.Protocol
+	of       *service.ServicePort
 }
 
-// expectUDP collects the UDP frontends of Services, before and after a change.
-// What a frontend that is gone led to is stale, whatever it was.
-func expectUDP(family service.Family, facts *service.NodeFacts, before, after []*service.Resolved) *udpFlows {
-	u := &udpFlows{
-		facts:     facts,
-		addresses: map[netip.AddrPort]udpFrontend{},
-		ports:     map[uint16]udpFrontend{},
-		local:     map[netip.Addr]struct{}{},
-	}
-	for _, a := range facts.Local[family] {
-		u.local[a] = struct{}{}
-	}
-	u.add(family, before, true)
-	u.add(family, after, false)
+func (f *changedFrontend) at() at { return at{f.protocol, netip.AddrPortFrom(f.Addr, f.Port)} }
+
+// expectStale collects the UDP frontends of Services, before and after a change,
+// and those of TCP that translate for the first time. What a UDP frontend that
+// is gone led to is stale, whatever it was.
+func expectStale(family service.Family, facts *service.NodeFacts, before, after []*service.Resolved) *staleFlows {
+	u := &staleFlows{facts: facts, addresses: map[at]changedFrontend{}, ports: map[at]changedFrontend{}}
+	open := map[at]bool{}
+	eachChanged(family, before, func(f changedFrontend) {
+		switch f.protocol {
+		case service.UDP:
+			f.of = nil
+			u.add(f)
+		case service.TCP:
+			open[f.at()] = open[f.at()] || translates(f.Frontend)
+		}
+	})
+	eachChanged(family, after, func(f changedFrontend) {
+		if f.protocol == service.UDP || f.protocol == service.TCP && translates(f.Frontend) && !open[f.at()] {
+			u.add(f)
+		}
+	})
 	return u
 }
 
-func (u *udpFlows) add(family service.Family, all []*service.Resolved, gone bool) {
+func eachChanged(family service.Family, all []*service.Resolved, do func(changedFrontend)) {
 	for _, res := range all {
 		if res == nil {
 			continue
 		}
 		for i := range res.Ports {
 			sp := &res.Ports[i]
-			if sp.Family != family || sp.Protocol != service.UDP {
-				continue
-			}
 			for j := range sp.Frontends {
-				f := udpFrontend{&sp.Frontends[j], sp}
-				if gone {
-					f.of = nil
-				}
-				switch {
-				case f.LastPort != 0:
-					u.spans = append(u.spans, f)
-				case f.Kind == service.NodePort:
-					u.ports[f.Port] = f
-				default:
-					u.addresses[netip.AddrPortFrom(f.Addr, f.Port)] = f
+				if sp.Family == family {
+					do(changedFrontend{&sp.Frontends[j], sp.Protocol, sp})
 				}
 			}
 		}
 	}
 }
 
-func (u *udpFlows) empty() bool { return len(u.addresses)+len(u.ports)+len(u.spans) == 0 }
+func translates(f *service.Frontend) bool {
+	return anyRoute(f, true, func(r service.Route) bool { return r.Action == service.Translate })
+}
+
+func (u *staleFlows) add(f changedFrontend) {
+	switch {
+	case f.LastPort != 0:
+		u.spans = append(u.spans, f)
+	case f.Kind == service.NodePort:
+		u.ports[f.at()] = f
+	default:
+		u.addresses[f.at()] = f
+	}
+}
+
+func (u *staleFlows) empty() bool { return len(u.addresses)+len(u.ports)+len(u.spans) == 0 }
 
 // stale tells whether a flow that was sent to a destination and is answered by
 // another has to be forgotten. One that was never translated, because there was
 // no endpoint when it began, is answered by its destination itself.
-func (u *udpFlows) stale(source netip.Addr, sentTo, answeredBy netip.AddrPort) bool {
-	f, ok := u.addresses[sentTo]
-	if !ok {
-		if _, local := u.local[sentTo.Addr()]; local {
-			f, ok = u.ports[sentTo.Port()]
-		}
+func (u *staleFlows) stale(protocol service.Protocol, source netip.Addr, sentTo, answeredBy netip.AddrPort) bool {
+	f, ok := u.addresses[at{protocol, sentTo}]
+	if !ok && u.facts.IsLocal(sentTo.Addr()) {
+		f, ok = u.ports[at{protocol, netip.AddrPortFrom(netip.Addr{}, sentTo.Port())}]
 	}
 	for i := len(u.spans) - 1; i >= 0 && !ok; i-- { // what is to be comes last
-		if s := u.spans[i]; s.Addr == sentTo.Addr() && s.Has(sentTo.Port()) {
+		if s := u.spans[i]; s.protocol == protocol && s.Addr == sentTo.Addr() && s.Has(sentTo.Port()) {
 			f, ok = s, true
 			answeredBy = atNoPort(answeredBy, sentTo.Port())
 		}
@@ -107,11 +124,19 @@ func atNoPort(a netip.AddrPort, port uint16) netip.AddrPort {
 }
 
 // MatchConntrackFlow implements netlink.CustomConntrackFilter.
-func (u *udpFlows) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
-	if f.Forward.Protocol != uint8(service.UDP) {
+func (u *staleFlows) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
+	protocol := service.Protocol(f.Forward.Protocol)
+	if protocol != service.UDP && (protocol != service.TCP || !cameToNothing(f)) {
 		return false
 	}
-	return u.stale(addrPort(f.Forward.SrcIP, 0).Addr(), addrPort(f.Forward.DstIP, f.Forward.DstPort), addrPort(f.Reverse.SrcIP, f.Reverse.SrcPort))
+	return u.stale(protocol, addrPort(f.Forward.SrcIP, 0).Addr(), addrPort(f.Forward.DstIP, f.Forward.DstPort), addrPort(f.Reverse.SrcIP, f.Reverse.SrcPort))
+}
+
+// cameToNothing tells whether an entry of TCP is that of a SYN without an answer,
+// or with a reset for one: no connection is lost with it.
+func cameToNothing(f *netlink.ConntrackFlow) bool {
+	tcp, ok := f.ProtoInfo.(*netlink.ProtoInfoTCP)
+	return ok && (tcp.State == nl.TCP_CONNTRACK_SYN_SENT || tcp.State == nl.TCP_CONNTRACK_CLOSE)
 }
 
 func addrPort(ip net.IP, port uint16) netip.AddrPort {
@@ -124,7 +149,7 @@ func addrPort(ip net.IP, port uint16) netip.AddrPort {
 const dumpTries = 3
 
 // forget deletes the stale entries and returns how many there were.
-func (u *udpFlows) forget(ctx context.Context, family service.Family) (uint, error) {
+func (u *staleFlows) forget(ctx context.Context, family service.Family) (uint, error) {
 	inet := netlink.InetFamily(netlink.FAMILY_V4)
 	if family == service.IPv6 {
 		inet = netlink.FAMILY_V6
@@ -140,7 +165,7 @@ func (u *udpFlows) forget(ctx context.Context, family service.Family) (uint, err
 		}
 	}
 	if err != nil {
-		return deleted, fmt.Errorf("delete stale %s UDP conntrack entries: %w", family, err)
+		return deleted, fmt.Errorf("delete stale %s conntrack entries: %w", family, err)
 	}
 	return deleted, nil
 }

@@ -27,7 +27,7 @@ func (r *Reader) Explain(ctx context.Context, p service.Packet) (view.Answer, er
 		if err != nil {
 			return answer, err
 		}
-		outcomes, err := j.rules.Walk(walk.Packet{Source: p.Source, Destination: p.Destination, Protocol: uint8(p.Protocol), Interface: p.Interface},
+		outcomes, err := j.rules.Walk(walk.Packet{Source: p.Source, Destination: p.Destination, Protocol: uint8(p.Protocol), Interface: p.Interface, Leaves: p.Leaves},
 			walk.Node{Local: j.node.IsLocal, Remembered: func(list string) bool { return remembers(list, p) }})
 		if err != nil {
 			return answer, err

@@ -40,7 +40,7 @@ func TestFlowsOfTheReferenceThroughRules(t *testing.T) {
 			}
 			checked++
 			rules := rulesOf(t, r.Table(), service.FamilyOf(p.Destination.Addr()))
-			out, err := rules.Walk(walk.Packet{Source: p.Source, Destination: p.Destination, Protocol: uint8(p.Protocol), Interface: p.Interface},
+			out, err := rules.Walk(walk.Packet{Source: p.Source, Destination: p.Destination, Protocol: uint8(p.Protocol), Interface: p.Interface, Leaves: p.Leaves},
 				walk.Node{Local: r.Table().Node.IsLocal})
 			if err == nil {
 				err = asStated(&f, out)

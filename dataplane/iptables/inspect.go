@@ -156,7 +156,7 @@ func (s *ourRules) guessNode() (service.NodeFacts, error) {
 
 // walk leads the first packet of a flow through the rules.
 func (j *judge) walk(p service.Packet) ([]walk.Outcome, error) {
-	return j.rules.Walk(walk.Packet{Source: p.Source, Destination: p.Destination, Protocol: uint8(p.Protocol), Interface: p.Interface},
+	return j.rules.Walk(walk.Packet{Source: p.Source, Destination: p.Destination, Protocol: uint8(p.Protocol), Interface: p.Interface, Leaves: p.Leaves},
 		walk.Node{Local: j.node.IsLocal})
 }
 

@@ -87,7 +87,7 @@ func New(ctx context.Context, opts Options) (*Dataplane, error) {
 		}
 		switch {
 		case err == nil:
-			d.families[f] = &familyRules{kernel: k, unsure: true}
+			d.families[f] = &familyRules{kernel: k, owned: ours, unsure: true}
 		case f == service.IPv4:
 			return nil, err
 		default:
@@ -158,14 +158,14 @@ func (d *Dataplane) syncFamilies(ctx context.Context, table *service.Table, chan
 	return errors.Join(errs...)
 }
 
-func (d *Dataplane) forgetUDP(ctx context.Context, f service.Family, facts *service.NodeFacts, before, after []*service.Resolved) error {
-	flows := expectUDP(f, facts, before, after)
+func (d *Dataplane) forgetStale(ctx context.Context, f service.Family, facts *service.NodeFacts, before, after []*service.Resolved) error {
+	flows := expectStale(f, facts, before, after)
 	if flows.empty() {
 		return nil
 	}
 	n, err := flows.forget(ctx, f)
 	if n > 0 {
-		d.opts.Log.Info("deleted stale UDP conntrack entries", "family", f.String(), "entries", n)
+		d.opts.Log.Info("deleted stale conntrack entries", "family", f.String(), "entries", n)
 	}
 	return err
 }

@@ -286,3 +286,24 @@ func BenchmarkVerify(b *testing.B) {
 		})
 	}
 }
+
+// What accepts forwarded packets goes behind those who judge them, as policy
+// engines do from the head of FORWARD.
+func TestLeadingJumps(t *testing.T) {
+	for name, c := range map[string]struct {
+		rules string
+		want  int
+	}{
+		"none":               {"", 0},
+		"a policy engine":    {"-A FORWARD -j cali-FORWARD\n-A FORWARD -j ACCEPT\n", 1},
+		"behind a rule":      {"-A FORWARD -p tcp -j DROP\n-A FORWARD -j cali-FORWARD\n", 0},
+		"with ours between":  {"-A FORWARD -j cali-FORWARD\n-A FORWARD -m comment --comment \"a -j b\" -j NODEPROXY-X\n-A FORWARD -o d -j DOCKER\n-A FORWARD -j DROP\n", 3},
+		"ours alone":         {"-A FORWARD -j NODEPROXY-X\n", 0},
+		"rules of INPUT too": {"-A INPUT -j cali-FORWARD\n", 0},
+	} {
+		out := "*filter\n:FORWARD ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:cali-FORWARD - [0:0]\n:DOCKER - [0:0]\n:NODEPROXY-X - [0:0]\n" + c.rules + "COMMIT\n"
+		if got := leadingJumps([]byte(out), "FORWARD"); got != c.want {
+			t.Errorf("%s: %d, want %d", name, got, c.want)
+		}
+	}
+}

@@ -38,7 +38,7 @@ func rulesWith(tb testing.TB, table *service.Table, family service.Family, s set
 // checkPacket compares what rules do with what the Table means.
 func checkPacket(table *service.Table, rules walk.Rules, p service.Packet) error {
 	got, err := rules.Walk(walk.Packet{
-		Source: p.Source, Destination: p.Destination, Protocol: uint8(p.Protocol), Interface: p.Interface,
+		Source: p.Source, Destination: p.Destination, Protocol: uint8(p.Protocol), Interface: p.Interface, Leaves: p.Leaves,
 	}, walk.Node{Local: table.Node.IsLocal})
 	if err != nil {
 		return err
@@ -89,7 +89,7 @@ func tableOfState(cfg service.Config, c service.Changes) *service.Table {
 // nothing else.
 func checkLogged(table *service.Table, rules walk.Rules, p service.Packet) error {
 	got, err := rules.Walk(walk.Packet{
-		Source: p.Source, Destination: p.Destination, Protocol: uint8(p.Protocol), Interface: p.Interface,
+		Source: p.Source, Destination: p.Destination, Protocol: uint8(p.Protocol), Interface: p.Interface, Leaves: p.Leaves,
 	}, walk.Node{Local: table.Node.IsLocal})
 	if err != nil {
 		return err
@@ -129,7 +129,7 @@ func TestWatchedRulesMeanTheSame(t *testing.T) {
 			if p.Destination.Addr().IsLoopback() {
 				continue // not served by netfilter
 			}
-			out, err := plain[family].Walk(walk.Packet{Source: p.Source, Destination: p.Destination, Protocol: uint8(p.Protocol), Interface: p.Interface}, walk.Node{Local: table.Node.IsLocal})
+			out, err := plain[family].Walk(walk.Packet{Source: p.Source, Destination: p.Destination, Protocol: uint8(p.Protocol), Interface: p.Interface, Leaves: p.Leaves}, walk.Node{Local: table.Node.IsLocal})
 			if err != nil || out[0].Logged != "" {
 				t.Fatalf("seed %d: nobody watches: %v, %+v", seed, err, out)
 			}

@@ -19,6 +19,9 @@ const (
 	chainForward     = chainPrefix + "FORWARD"     // filter: from FORWARD
 	chainNewFlows    = chainPrefix + "NEW-FLOWS"   // filter: new flows from INPUT, FORWARD and OUTPUT
 	chainUnknown     = chainPrefix + "UNKNOWN"     // filter: ports of Service addresses that no Service has
+	chainReturned    = chainPrefix + "RETURNED"    // filter: the same, at addresses that may be a machine's
+	chainHealth      = chainPrefix + "HEALTH"      // filter: health-check node ports, from INPUT
+	chainPing        = chainPrefix + "PING"        // nat: echo requests for addresses that may be a machine's
 	chainClosedPorts = chainPrefix + "CLOSED-NP"   // filter: node ports that reject or drop
 )
 
@@ -68,6 +71,15 @@ func prefixChain(k key) string {
 		return chainPrefix + "NP-" + span
 	}
 	return hashedName(chainPrefix+"PORT-", k.addr().String(), span)
+}
+
+// healthChain names the chains of the tree of health-check node ports.
+func healthChain(k key) string {
+	if !k.hasPort() {
+		return chainPrefix + "HC-ANY"
+	}
+	_, first, last := k.ports()
+	return chainPrefix + "HC-" + itoa(first) + "-" + itoa(last)
 }
 
 // sourceChain returns the namer of the chains that compare a source with the

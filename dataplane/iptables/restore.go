@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"maps"
 	"slices"
+	"strconv"
 )
 
 // restoreTable writes one table's part of an iptables-restore input: chains
@@ -27,7 +28,7 @@ func restoreTable(b *bytes.Buffer, table string, chains map[string][]string, jum
 		}
 	}
 	for _, j := range jumps {
-		b.WriteString("-I " + j.chain + " 1" + j.rule + "\n")
+		b.WriteString("-I " + j.chain + " " + strconv.Itoa(max(1, j.place)) + j.rule + "\n")
 	}
 	for _, name := range names {
 		if chains[name] == nil {

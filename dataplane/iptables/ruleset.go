@@ -37,8 +37,11 @@ type ruleset struct {
 	// flushed tells that there was a last flush. At the first another mode may
 	// serve: what refuses packets without nat must not come before nat.
 	flushed bool
-	// owned counts the frontends that have an address which is no interface's.
-	owned map[netip.Addr]int
+	owned   map[netip.Addr]ownership
+	// health accepts health-check node ports; checked are the Services that have
+	// one, by port.
+	health  *tree
+	checked map[uint16][]service.Name
 }
 
 // tableRules are the wanted chains of one table.
@@ -62,10 +65,13 @@ func newRuleset(family service.Family, facts *service.NodeFacts, s settings) *ru
 		settings: s, family: family, facts: facts,
 		nat: newTableRules(), filter: newTableRules(),
 		services: map[service.Name]*service.Resolved{},
-		owned:    map[netip.Addr]int{},
+		owned:    map[netip.Addr]ownership{},
+		health:   newTree("-d", dispatchLevels, healthChain),
+		checked:  map[uint16][]service.Name{},
 	}
 	r.filter.put(chainForward, r.forwardChain())
 	r.filter.put(chainUnknown, r.unknownChain())
+	r.filter.put(chainReturned, r.returnedChain())
 	for chain, rules := range r.fixedChains() {
 		r.nat.put(chain, rules)
 	}
@@ -114,59 +120,12 @@ func (r *ruleset) update(name service.Name, next *service.Resolved) {
 	r.filter.replace(before.filter, after.filter)
 	r.own(r.services[name], -1)
 	r.own(next, +1)
+	r.acceptHealth(name, r.services[name], next)
 	if next == nil {
 		delete(r.services, name)
 	} else {
 		r.services[name] = next
 	}
-}
-
-// own counts the addresses of a Service's frontends in or out. What reaches such
-// an address and is no frontend's is rejected; else it would leave by the
-// default route and come back (pitfall P23).
-func (r *ruleset) own(res *service.Resolved, by int) {
-	if res == nil {
-		return
-	}
-	for i := range res.Ports {
-		if res.Ports[i].Family != r.family {
-			continue
-		}
-		for _, f := range res.Ports[i].Frontends {
-			if f.Kind == service.NodePort || r.facts.IsLocal(f.Addr) {
-				continue
-			}
-			had := r.owned[f.Addr]
-			r.owned[f.Addr] = had + by
-			e := entry{key: prefixKey(netip.PrefixFrom(f.Addr, f.Addr.BitLen())), comment: "port of no Service", target: "-j " + chainUnknown}
-			switch {
-			case had == 0:
-				r.filter.addresses.set(e)
-				r.answerPing(e, r.nat.addresses.set)
-			case had+by == 0:
-				delete(r.owned, f.Addr)
-				r.filter.addresses.remove(e)
-				r.answerPing(e, r.nat.addresses.remove)
-			}
-		}
-	}
-}
-
-// answerPing leads echo requests for an address to the node itself, whose answer
-// conntrack gives the address that was asked. REDIRECT would drop what comes in
-// by an interface without an address, as those of routed Pods.
-func (r *ruleset) answerPing(e entry, do func(entry)) {
-	local := r.facts.Local[r.family]
-	at := slices.IndexFunc(local, netip.Addr.IsGlobalUnicast)
-	if !r.ping || at < 0 {
-		return
-	}
-	e.match = " -p icmp -m icmp --icmp-type 8"
-	if r.family == service.IPv6 {
-		e.match = " -p ipv6-icmp -m icmp6 --icmpv6-type 128"
-	}
-	e.comment, e.target = "ping", "-j DNAT --to-destination "+local[at].String()
-	do(e)
 }
 
 // compile renders all ports of a Service in this family.
@@ -205,6 +164,8 @@ func (r *ruleset) flush() delta {
 		t.addresses.flush(t.put)
 		t.ports.flush(t.put)
 	}
+	r.health.flush(r.filter.put)
+	r.filter.put(chainHealth, r.healthRules())
 	r.nat.put(chainServices, append(append(r.nat.addresses.entrance(), r.nodePorts(r.nat.ports, chainNodePorts)...), r.probeNAT()))
 	r.nat.put(chainNodePorts, nonNil(r.nat.ports.entrance()))
 	newFlows := []string{" -m conntrack --ctstate DNAT -j RETURN"} // led to a backend that is on this node
@@ -236,6 +197,9 @@ func (r *ruleset) nodePorts(t *tree, chain string) []string {
 	for _, a := range on.Addrs {
 		rules = append(rules, " -d "+hostPrefix(a)+" -j "+chain)
 	}
+	for _, n := range on.Networks {
+		rules = append(rules, " -d "+n.String()+" -j "+chain)
+	}
 	return rules
 }
 
@@ -251,8 +215,11 @@ func (r *ruleset) fixedChains() map[string][]string {
 	}
 	ports := " -j MASQUERADE --to-ports " + masqueradePorts + random
 	m := hex(r.markBit)
-	return map[string][]string{chainPostrouting: {
-		" -m conntrack --ctstate DNAT" + hairpin(r.family) + mark(r.markBit),
+	return map[string][]string{chainPing: r.pingChain(), chainPostrouting: {
+		// The bit may be in a mark that others gave to packets of no Service, as
+		// WireGuard's 0xca6c holds kube-proxy's (kubernetes #113659).
+		" -m conntrack ! --ctstate DNAT -j RETURN",
+		hairpin(r.family) + mark(r.markBit),
 		" -m mark ! --mark " + m + "/" + m + " -j RETURN",
 		// The packet may come by again, for example after a tunnel: it must
 		// not be masqueraded twice.
@@ -266,32 +233,46 @@ func (r *ruleset) fixedChains() map[string][]string {
 // forwardChain keeps Services working beside a host firewall that drops
 // forwarded packets.
 func (r *ruleset) forwardChain() []string {
-	rules := []string{" -m conntrack --ctstate NEW -j " + chainNewFlows}
+	var rules []string
 	if r.dropInvalid { // else the client meets the backend's own address and resets (k8s #74839)
 		rules = append(rules, " -m conntrack --ctstate INVALID -j DROP")
 	}
 	m := hex(r.markBit)
 	return append(rules,
-		" -m mark --mark "+m+"/"+m+" -j ACCEPT",
+		// Of translated flows alone: others' marks are not for us to accept.
+		" -m mark --mark "+m+"/"+m+" -m conntrack --ctstate DNAT -j ACCEPT",
 		" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT")
 }
 
 // hook is the one rule in a built-in chain that leads to ours.
 type hook struct {
 	table, chain, rule string
+	// behind asks for a place behind the jumps to chains of others with which the
+	// built-in chain begins.
+	behind bool
+	// place is where it is to be inserted, from 1; 0 is the head.
+	place int
 }
 
 func (r *ruleset) hooks() []hook {
 	by := comment(r.owner)
 	isNew := " -m conntrack --ctstate NEW"
 	return []hook{
-		{"nat", "PREROUTING", by + " -j " + chainServices},
-		{"nat", "OUTPUT", by + " -j " + chainServices},
-		{"nat", "POSTROUTING", by + " -j " + chainPostrouting},
-		{"filter", "INPUT", isNew + by + " -j " + chainNewFlows},
-		{"filter", "FORWARD", by + " -j " + chainForward},
-		{"filter", "OUTPUT", isNew + by + " -j " + chainNewFlows},
+		{table: "nat", chain: "PREROUTING", rule: by + " -j " + chainServices},
+		{table: "nat", chain: "OUTPUT", rule: by + " -j " + chainServices},
+		{table: "nat", chain: "POSTROUTING", rule: by + " -j " + chainPostrouting},
+		// What it accepts is no policy's to forbid any more: who judges Pods'
+		// traffic stands before it. Refusals stand before all.
+		{table: "filter", chain: "FORWARD", rule: by + " -j " + chainForward, behind: true},
+		{table: "filter", chain: "INPUT", rule: isNew + by + " -j " + chainNewFlows},
+		{table: "filter", chain: "FORWARD", rule: isNew + by + " -j " + chainNewFlows},
+		{table: "filter", chain: "OUTPUT", rule: isNew + by + " -j " + chainNewFlows},
+		r.healthHook(),
 	}
+}
+
+func (r *ruleset) healthHook() hook {
+	return hook{table: "filter", chain: "INPUT", rule: " -p tcp" + comment(r.owner) + " -j " + chainHealth}
 }
 
 // put wants a chain to hold rules, or to be gone if they are nil.

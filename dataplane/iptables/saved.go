@@ -164,7 +164,7 @@ func (s *ourRules) descend(table, chain string, known entrance, depth int, out *
 			*out = append(*out, e)
 			continue
 		}
-		if ours(e.target) && e.target != chainUnknown {
+		if ours(e.target) && e.target != chainUnknown && e.target != chainReturned {
 			s.descend(table, e.target, e, depth+1, out)
 		}
 	}

@@ -51,10 +51,10 @@ func TestP9StaleFlowsOfARange(t *testing.T) {
 	addr := func(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
 	vip, ep := all[0].Ports[0].Frontends[0].Addr, all[0].Ports[0].Backends[0][0].Addr()
 	other := netip.MustParseAddr("10.9.9.9")
-	now, gone := expectUDP(service.IPv4, &table.Node, nil, all), expectUDP(service.IPv4, &table.Node, all, nil)
+	now, gone := expectStale(service.IPv4, &table.Node, nil, all), expectStale(service.IPv4, &table.Node, all, nil)
 	for _, c := range []struct {
 		about              string
-		u                  *udpFlows
+		u                  *staleFlows
 		sentTo, answeredBy netip.AddrPort
 		stale              bool
 	}{
@@ -66,7 +66,7 @@ func TestP9StaleFlowsOfARange(t *testing.T) {
 		{"another address", now, addr(other, 12345), addr(other, 12345), false},
 		{"the Service is gone", gone, addr(vip, 12345), addr(ep, 12345), true},
 	} {
-		if got := c.u.stale(netip.MustParseAddr("192.0.2.1"), c.sentTo, c.answeredBy); got != c.stale {
+		if got := c.u.stale(all[0].Ports[0].Protocol, netip.MustParseAddr("192.0.2.1"), c.sentTo, c.answeredBy); got != c.stale {
 			t.Errorf("%s: stale %v, want %v", c.about, got, c.stale)
 		}
 	}

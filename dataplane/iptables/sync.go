@@ -11,6 +11,8 @@ import (
 type familyRules struct {
 	kernel *kernel
 	rules  *ruleset // nil until the first Sync
+	// owned tells the chains that are its to delete where nobody wants them.
+	owned func(chain string) bool
 	// unsure means that the kernel may not hold what rules says it does.
 	unsure bool
 	// verified is the kernel's generation of rules at which it was last seen to
@@ -33,7 +35,7 @@ func (fam *familyRules) sync(ctx context.Context, d *Dataplane, f service.Family
 			return err
 		}
 	}
-	return d.forgetUDP(ctx, f, &table.Node, before, after)
+	return d.forgetStale(ctx, f, &table.Node, before, after)
 }
 
 // syncAll compares the wanted rules with the kernel's and writes the chains
@@ -66,7 +68,7 @@ func (fam *familyRules) syncAll(ctx context.Context, d *Dataplane, f service.Fam
 			"chains", nat.size()-len(nat.jumps)+filter.size()-len(filter.jumps), "jumps", len(nat.jumps)+len(filter.jumps))
 	}
 	fam.rules, fam.unsure = rules, false
-	return d.forgetUDP(ctx, f, rules.facts, before, after)
+	return d.forgetStale(ctx, f, rules.facts, before, after)
 }
 
 // rulesOf renders a whole Table for a family.
@@ -147,7 +149,7 @@ func (fam *familyRules) drift(ctx context.Context, table string, wanted map[stri
 	if err != nil {
 		return tableDrift{}, err
 	}
-	saved := parseSave(out, ours)
+	saved := parseSave(out, fam.owned)
 	d := tableDrift{exists: func(chain string) bool { _, ok := saved.shapes[chain]; return ok }}
 	for name, sum := range wanted {
 		if shape, ok := saved.shapes[name]; !ok || shape != sum.shape {
@@ -161,6 +163,9 @@ func (fam *familyRules) drift(ctx context.Context, table string, wanted map[stri
 	}
 	for _, h := range hooks {
 		if h.table == table && !saved.hasJump(h) {
+			if h.behind {
+				h.place = 1 + leadingJumps(out, h.chain)
+			}
 			d.jumps = append(d.jumps, h)
 		}
 	}

@@ -294,6 +294,13 @@ func (t *tree) flush(emit func(chain string, rules []string)) {
 	clear(t.dirty)
 }
 
+// each hands over every chain, whether it changed or not.
+func (t *tree) each(emit func(chain string, rules []string)) {
+	for name, n := range t.nodes {
+		emit(name, t.render(n))
+	}
+}
+
 // entrance returns the rule that leads into the tree, or none for an empty one.
 func (t *tree) entrance() []string {
 	if t.root == nil {

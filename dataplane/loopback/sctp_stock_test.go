@@ -75,7 +75,7 @@ var loopbacks = [2]netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopba
 func syncTo(t *testing.T, dp dataplane.Dataplane, ready bool) {
 	t.Helper()
 	opts := service.Options{NodeName: "n", LocalhostNodePorts: true}
-	cfg, err := opts.Config(nil, loopbacks[:])
+	cfg, err := opts.Config(nil, service.Host{Addresses: loopbacks[:]})
 	if err != nil {
 		t.Fatal(err)
 	}

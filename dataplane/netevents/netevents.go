@@ -1,4 +1,4 @@
-// Package netevents tells that the interfaces or addresses of a network namespace
+// Package netevents tells that the interfaces, addresses or routes of a network namespace
 // may have changed, whatever becomes of the netlink sockets that say so.
 package netevents
 
@@ -32,23 +32,34 @@ type Follower struct {
 // A socket that fell behind (ENOBUFS, netlink(7)) has lost messages: it is
 // replaced by a new one, after which the channel has an element too.
 func (f *Follower) Links(ctx context.Context) (<-chan struct{}, error) {
-	return follow(ctx, f.Log, "interfaces", func(ch chan<- netlink.LinkUpdate, done <-chan struct{}, failed func(error)) error {
+	return follow(ctx, f.Log, "interfaces", all[netlink.LinkUpdate], func(ch chan<- netlink.LinkUpdate, done <-chan struct{}, failed func(error)) error {
 		return netlink.LinkSubscribeWithOptions(ch, done, netlink.LinkSubscribeOptions{Namespace: f.Namespace, ErrorCallback: failed, ReceiveBufferSize: f.receiveBuffer})
 	})
 }
 
 // Addresses is as Links, for the addresses on interfaces.
 func (f *Follower) Addresses(ctx context.Context) (<-chan struct{}, error) {
-	return follow(ctx, f.Log, "addresses", func(ch chan<- netlink.AddrUpdate, done <-chan struct{}, failed func(error)) error {
+	return follow(ctx, f.Log, "addresses", all[netlink.AddrUpdate], func(ch chan<- netlink.AddrUpdate, done <-chan struct{}, failed func(error)) error {
 		return netlink.AddrSubscribeWithOptions(ch, done, netlink.AddrSubscribeOptions{Namespace: f.Namespace, ErrorCallback: failed, ReceiveBufferSize: f.receiveBuffer})
 	})
 }
+
+// Routes is as Links, for routes. filter makes, for each socket that is opened, what
+// says of its messages one after another whether they are worth telling.
+func (f *Follower) Routes(ctx context.Context, filter func() func(*netlink.RouteUpdate) bool) (<-chan struct{}, error) {
+	return follow(ctx, f.Log, "routes", filter, func(ch chan<- netlink.RouteUpdate, done <-chan struct{}, failed func(error)) error {
+		return netlink.RouteSubscribeWithOptions(ch, done, netlink.RouteSubscribeOptions{Namespace: f.Namespace, ErrorCallback: failed, ReceiveBufferSize: f.receiveBuffer})
+	})
+}
+
+// all is a filter that tells of every message.
+func all[T any]() func(*T) bool { return func(*T) bool { return true } }
 
 // subscribe opens a socket whose messages go to ch, which is closed when the
 // socket fails. The socket is closed with done.
 type subscribe[T any] func(ch chan<- T, done <-chan struct{}, failed func(error)) error
 
-func follow[T any](ctx context.Context, log *slog.Logger, what string, open subscribe[T]) (<-chan struct{}, error) {
+func follow[T any](ctx context.Context, log *slog.Logger, what string, filter func() func(*T) bool, open subscribe[T]) (<-chan struct{}, error) {
 	changed := make(chan struct{}, 1)
 	begin := func() (messages chan T, end func(), err error) {
 		messages, done := make(chan T, 64), make(chan struct{})
@@ -68,7 +79,7 @@ func follow[T any](ctx context.Context, log *slog.Logger, what string, open subs
 	}
 	go func() {
 		for {
-			pass(ctx, messages, changed)
+			pass(ctx, messages, filter(), changed)
 			end()
 			if messages, end = retry(ctx, log, begin); messages == nil {
 				return
@@ -79,17 +90,19 @@ func follow[T any](ctx context.Context, log *slog.Logger, what string, open subs
 	return changed, nil
 }
 
-// pass tells of each message, until there will be no more or ctx ends.
-func pass[T any](ctx context.Context, messages <-chan T, changed chan<- struct{}) {
+// pass tells of each message that is worth it, until there will be no more or ctx ends.
+func pass[T any](ctx context.Context, messages <-chan T, worth func(*T) bool, changed chan<- struct{}) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case _, ok := <-messages:
+		case m, ok := <-messages:
 			if !ok {
 				return
 			}
-			tell(changed)
+			if worth(&m) {
+				tell(changed)
+			}
 		}
 	}
 }

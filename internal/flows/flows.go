@@ -160,7 +160,7 @@ func (c *Case) Config(more ...netip.Addr) (service.Config, error) {
 	if c.Node != nil {
 		node.Zone = c.Node.Zone
 	}
-	return c.Options().Config(node, append(slices.Clone(LocalAddresses), more...))
+	return c.Options().Config(node, service.Host{Addresses: append(slices.Clone(LocalAddresses), more...), Uplinks: []string{"eth0"}})
 }
 
 // Manifests returns the case's objects as a List that a file source reads.

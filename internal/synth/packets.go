@@ -20,11 +20,12 @@ func Packets(rng *rand.Rand, table *service.Table) []service.Packet {
 	add := func(to netip.AddrPort, proto service.Protocol, more ...netip.Addr) {
 		f := service.FamilyOf(to.Addr())
 		for _, src := range append(more, sources[f]...) {
-			in := "eth0"
+			// What comes by the uplink is sent on by another interface, or back.
+			in, leaves := "eth0", []string{"eth0", "eth1"}[len(out)%2]
 			if pods.Contains(src) || pods6.Contains(src) {
-				in = "veth7"
+				in, leaves = "veth7", "eth0"
 			}
-			out = append(out, service.Packet{Source: netip.AddrPortFrom(src, 40000), Destination: to, Protocol: proto, Interface: in})
+			out = append(out, service.Packet{Source: netip.AddrPortFrom(src, 40000), Destination: to, Protocol: proto, Interface: in, Leaves: leaves})
 		}
 		for _, src := range table.Node.Local[f] {
 			out = append(out, service.Packet{Source: netip.AddrPortFrom(src, 40000), Destination: to, Protocol: proto})
@@ -35,7 +36,7 @@ func Packets(rng *rand.Rand, table *service.Table) []service.Packet {
 			for _, fe := range sp.Frontends {
 				to := []netip.Addr{fe.Addr}
 				if fe.Kind == service.NodePort {
-					to = table.Node.Local[sp.Family]
+					to = localOf(table, sp.Family)
 				}
 				var backend []netip.Addr
 				if all := sp.Backends[service.ListCluster]; len(all) > 0 {
@@ -86,7 +87,7 @@ func addrs(text ...string) []netip.Addr {
 // of each kind, and the node's own.
 func strangers(table *service.Table, f service.Family) []netip.Addr {
 	seen := map[service.Kind]bool{}
-	out := append([]netip.Addr{}, table.Node.Local[f]...)
+	out := localOf(table, f)
 	for _, name := range slices.SortedFunc(maps.Keys(table.Services), service.Name.Compare) {
 		for _, sp := range table.Services[name].Ports {
 			for _, fe := range sp.Frontends {
@@ -96,6 +97,15 @@ func strangers(table *service.Table, f service.Family) []netip.Addr {
 				}
 			}
 		}
+	}
+	return out
+}
+
+// localOf are the node's addresses, and one of each network that is local.
+func localOf(table *service.Table, f service.Family) []netip.Addr {
+	out := slices.Clone(table.Node.Local[f])
+	for _, n := range table.Node.LocalNetworks[f] {
+		out = append(out, n.Addr().Next())
 	}
 	return out
 }

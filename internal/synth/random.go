@@ -40,6 +40,9 @@ const (
 	clusterNet, podNet, externalNet = 96, 128, 200
 )
 
+// Networks are local by a route at the node of [Random.Config].
+var Networks = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/28"), netip.MustParsePrefix("fd00:192::/124")}
+
 // Config returns a configuration for node-a.
 func (r *Random) Config() service.Config {
 	local := []netip.Addr{netip.MustParseAddr("192.168.77.11"), netip.MustParseAddr("192.168.90.1"),
@@ -59,7 +62,10 @@ func (r *Random) Config() service.Config {
 	}
 	cfg, err := opts.Config(&service.Node{
 		Name: "node-a", Addresses: local[:1], Zone: pick(r, "", "zone-1", "zone-2"),
-	}, local)
+	}, service.Host{
+		Addresses: local, Uplinks: []string{"eth0"},
+		Networks: Networks,
+	})
 	if err != nil {
 		panic(err) // the choices above are valid
 	}

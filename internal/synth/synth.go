@@ -54,7 +54,9 @@ func Config() service.Config {
 		NodeName:     "node-a",
 		NodeIPs:      []netip.Addr{netip.MustParseAddr("192.168.77.11"), netip.MustParseAddr("fd00:77::11")},
 		ClusterCIDRs: []netip.Prefix{netip.MustParsePrefix("10.128.0.0/9"), netip.MustParsePrefix("fd00:10:244::/48")},
-	}.Config(nil, []netip.Addr{netip.MustParseAddr("192.168.77.11"), netip.MustParseAddr("fd00:77::11")})
+	}.Config(nil, service.Host{
+		Addresses: []netip.Addr{netip.MustParseAddr("192.168.77.11"), netip.MustParseAddr("fd00:77::11")}, Uplinks: []string{"eth0"},
+	})
 	if err != nil {
 		panic(err) // constants above
 	}

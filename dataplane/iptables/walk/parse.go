@@ -173,6 +173,8 @@ func (a *arguments) option(option string, t *target) (match, error) {
 		return protocolMatch(a.next())
 	case "-i":
 		return interfaceMatch(a.next()), nil
+	case "-o":
+		return leavesMatch(a.next()), nil
 	case "--dport":
 		return portMatch(a.next())
 	case "--mark":
@@ -252,6 +254,12 @@ func interfaceMatch(name string) match {
 		return func(w *walker) bool { return w.packet.Interface != "" && strings.HasPrefix(w.packet.Interface, prefix) }
 	}
 	return func(w *walker) bool { return w.packet.Interface == name }
+}
+
+// leavesMatch knows only packets that nothing translated: behind DNAT, by which
+// interface one leaves is not told.
+func leavesMatch(name string) match {
+	return func(w *walker) bool { return !w.translated && w.packet.Leaves == name }
 }
 
 func portMatch(value string) (match, error) {

@@ -12,6 +12,8 @@ type Packet struct {
 	Source, Destination netip.AddrPort
 	Protocol            uint8  // IANA number
 	Interface           string // on which it arrives; empty for a packet of this node
+	// Leaves is the interface by which it would be forwarded untranslated.
+	Leaves string
 }
 
 // header returns the network header, as far as addresses go.

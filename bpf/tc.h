@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* A packet at tc: which of the other headers decides what becomes of it. */
+#ifndef NODEPROXY_TC_H
+#define NODEPROXY_TC_H
+
+static __noinline int handle(struct __sk_buff *skb, __u32 l3, bool egress)
+{
+	struct bytes b = {
+	    .ctx = skb, .gso = skb->gso_segs, .protocol = skb->protocol, .len = skb->len};
+	struct work *w = get_work();
+	struct flow *f;
+	enum receiver receiver;
+
+	/* A tagged packet belongs to the VLAN's own interface. */
+	if (!w || skb->vlan_present || !parse(b, &w->p, l3))
+		return NEXT;
+	w->egress = egress;
+	receiver = egress ? FOR_HOST : receiver_of(skb, l3);
+	if (receiver == FOR_OTHERS)
+		return NEXT;
+	if (w->p.opaque || !port_bit(w->p.t.proto))
+		return receiver == FOR_HOST ? no_ports(skb, w) : NEXT;
+	if (w->p.saw == FRAGMENT_LATER && !recall_fragment(w))
+		return orphan_fragment(w);
+	w->known = may_have_flow(&w->p.t);
+	f = w->known ? bpf_map_lookup_elem(&flows, &w->p.t) : NULL;
+	if (f && f->flags & FLOW_FOREIGN)
+		return NEXT;
+	if (receiver == FOR_NEIGHBOR && !(f && f->flags & FLOW_REPLY))
+		return NEXT;
+	if (f && f->flags & FLOW_STACK) {
+		switch (keep_tracked(skb, w, f)) {
+		case KEEP_FAST:
+			return forward_fast(skb, w, f);
+		case KEEP_STACK:
+			if (receiver == FOR_NEIGHBOR)
+				take_in(skb, w);
+			return NEXT;
+		case KEEP_NOT:
+			return drop(REASON_DOUBTFUL, &w->p);
+		case KEEP_ASK:
+			break;
+		}
+	} else if (f && !(f->flags & FLOW_REST) && keep_flow(w, f, egress ? 0 : skb->ifindex)) {
+		f->packets++;
+		f->bytes += w->p.total;
+		w->to = f->to;
+		return deliver(skb, w);
+	}
+	if (read_frontend(w)) {
+		if (!egress && is_martian(&w->p.t.src))
+			return drop(REASON_MARTIAN, &w->p);
+		if (is_tracked(&w->p.t) && !(w->fe.flags & FRONTEND_PROBE))
+			return begin_tracked(skb, w);
+		if ((w->known || w->p.t.proto == IPPROTO_TCP) && !is_syn(&w->p) && find_lost(w))
+			return resume(skb, w);
+		return begin(skb, w);
+	}
+	return stranger(skb, w);
+}
+
+#endif

@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * New flows on the stack way: conntrack owns them, and the packet goes on to the
+ * stack, which translates and forwards it. What flows has of such a flow counts
+ * its packets and says when conntrack is asked again; without it nothing is lost.
+ */
+#ifndef NODEPROXY_TRACKED_H
+#define NODEPROXY_TRACKED_H
+
+#define LO_IFINDEX 1
+
+/* Whether the frontend in w->fe would lead the packet's source to w->to's
+ * destination still. ifindex is where it came in, 0 if it was sent here. */
+static __always_inline bool leads_to(struct work *w, __u32 ifindex)
+{
+	enum source source;
+
+	if (w->fe.flags & FRONTEND_FILTERED && !in_ranges(&w->fe, &w->p.t.src))
+		return false;
+	source = source_of(&w->p.t.src, ifindex);
+	return route_keeps(route_of(&w->fe, source),
+			   member_flags(w->fe.service, &w->to.dst, w->to.dport));
+}
+
+/* Writes one half over whatever is at its key: conntrack has made sure that it is
+ * nobody else's. */
+static __always_inline void put_half(const struct tuple *key, struct flow *f)
+{
+	struct flow *was = bpf_map_lookup_elem(&flows, key);
+
+	if (was)
+		settle(key, was);
+	announce_flow(key);
+	bpf_map_update_elem(&flows, key, f, BPF_ANY);
+}
+
+/*
+ * Notes the flow p.t -> w->to, which conntrack has. A full table leaves it out.
+ * reads w->p, w->to, w->fe; writes w->peer, w->flow
+ */
+static __noinline int note_tracked(struct work *w)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+
+	if (!w)
+		return 0;
+	__builtin_memset(&w->flow, 0, sizeof(w->flow));
+	w->flow.service = w->fe.service;
+	w->flow.epoch = service_epoch(w->fe.service);
+	w->flow.checked = now / SECOND;
+	w->flow.id = bpf_get_prandom_u32() | 1;
+	reverse(&w->peer, &w->to);
+	reverse(&w->flow.to, &w->p.t);
+	w->flow.flags = FLOW_REPLY | FLOW_STACK;
+	put_half(&w->peer, &w->flow);
+	w->flow.to = w->to;
+	w->flow.flags = FLOW_STACK;
+	if (!same_addr(&w->to.src, &w->p.t.src) || w->to.sport != w->p.t.sport)
+		w->flow.flags |= FLOW_SOURCE;
+	w->flow.seen = now;
+	w->flow.packets = 1;
+	w->flow.bytes = w->p.total;
+	put_half(&w->p.t, &w->flow);
+	return 0;
+}
+
+/* Conntrack still has the flow: it is noted again, or for another second. */
+static __noinline int renew_tracked(struct work *w, __u32 ifindex)
+{
+	struct flow *f;
+
+	if (!w)
+		return 0;
+	f = bpf_map_lookup_elem(&flows, &w->p.t);
+	if (!f || !(f->flags & FLOW_STACK) || !same_tuple(&f->to, &w->to))
+		return note_tracked(w);
+	f->epoch = service_epoch(w->fe.service);
+	note_packet(w, f);
+	if (is_open(f) && w->p.t.proto == IPPROTO_TCP)
+		note_segment(&w->p, f);
+	promote(w, f, ifindex);
+	f->checked = this_second();
+	return 0;
+}
+
+/*
+ * The address that hides the client towards the backend: the one that the route
+ * there gives, or NULL. Where there is no route the stack will say so, and any
+ * address of the node does.
+ */
+static __always_inline const struct addr *route_source(struct __sk_buff *skb, struct work *w)
+{
+	long rc;
+
+	fill_question(w, skb->ifindex, 0);
+	rc = bpf_fib_lookup(skb, &w->fib, sizeof(w->fib), fib_flags | fib_source);
+	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return masquerade_address(0, w->p.v4);
+	if (!fib_source)
+		return masquerade_address(w->fib.ifindex, w->p.v4);
+	if (w->p.v4)
+		map_v4(&w->source, w->fib.ipv4_src);
+	else
+		__builtin_memcpy(&w->source, w->fib.ipv6_src, 16);
+	/* One that has a meaning on its link only is no source beyond it. */
+	return is_link_local(&w->source) ? masquerade_address(w->fib.ifindex, w->p.v4) : &w->source;
+}
+
+/*
+ * A packet that this host sends has passed conntrack already, and would leave as
+ * it is. It goes back to where packets come in, on the loopback device; those
+ * that follow find the entry while they are sent.
+ */
+static __always_inline int send_again(struct __sk_buff *skb, struct work *w)
+{
+	__u8 none[ETH_ALEN] = {}; /* the loopback device's address */
+	__u16 protocol = skb->protocol;
+
+	if (!w->p.l3 &&
+	    (bpf_skb_change_head(skb, ETH_HLEN, 0) < 0 ||
+	     bpf_skb_store_bytes(skb, offsetof(struct ethhdr, h_proto), &protocol, 2, 0) < 0))
+		return drop(REASON_REWRITE, &w->p);
+	if (bpf_skb_store_bytes(skb, 0, none, sizeof(none), 0) < 0)
+		return drop(REASON_REWRITE, &w->p);
+	return bpf_redirect(LO_IFINDEX, BPF_F_INGRESS);
+}
+
+/* Whether a Pod's packet goes to a backend that is no Pod, on a node where somebody
+ * else has rules of NAT for what leaves it: they are not asked about a flow that has its
+ * translation, and a plugin's masquerade would be missed. */
+static __always_inline bool leaves_cluster(const struct work *w)
+{
+	struct node *n = node_facts();
+
+	return n && n->flags & NODE_OTHERS_NAT && in_pod_network(n, &w->p.t.src) &&
+	       !in_pod_network(n, &w->to.dst);
+}
+
+/* reads w->p, w->fe; writes w->be, w->to, w->fib, w->flow and what these need */
+static __always_inline int translate_tracked(struct __sk_buff *skb, struct work *w, __u8 route)
+{
+	const struct addr *own;
+	enum make made;
+
+	if (!pick_backend(w, route))
+		return drop_new(REASON_NO_BACKEND, w);
+	set_backend(w);
+	/* A backend on this host answers from here, and hairpin cannot be. What this
+	 * host sends has its address already. */
+	if ((route & ROUTE_MASQUERADE || same_addr(&w->p.t.src, &w->to.dst) || leaves_cluster(w)) &&
+	    !(address_flags(&w->to.dst) & ADDRESS_LOCAL) &&
+	    !(address_flags(&w->p.t.src) & ADDRESS_LOCAL)) {
+		own = route_source(skb, w);
+		if (!own)
+			return drop_new(REASON_NO_SOURCE, w);
+		w->to.src = *own;
+	}
+	made = track(skb, w);
+	if (made == MAKE_FULL || made == MAKE_TAKEN) {
+		count_backend(w->fe.service, &w->be.addr, w->be.port, false);
+		return drop_new(made == MAKE_FULL ? REASON_FLOWS_FULL : REASON_PORTS_EXHAUSTED, w);
+	}
+	note_tracked(w);
+	if (made == MAKE_DONE) {
+		count(REASON_FLOW_NEW, w->p.total);
+		count_service(w->fe.service, true);
+		count_backend(w->fe.service, &w->to.dst, w->to.dport, true);
+		tell(&w->p.t, &w->to, w->fe.service, REASON_FLOW_NEW);
+	}
+	count(REASON_STACK, w->p.total);
+	return w->egress ? send_again(skb, w) : NEXT;
+}
+
+/* Whether some socket of this host waits for the packet, connected or not. */
+static __always_inline bool listens(struct __sk_buff *skb, struct work *w)
+{
+	reverse(&w->to, &w->p.t);
+	return socket_holds(skb, w);
+}
+
+/* A Service's own address that is on this node all the same: a cache of names
+ * that serves there has it (NodeLocal DNSCache). */
+static __always_inline bool is_cached(struct __sk_buff *skb, struct work *w)
+{
+	return w->dst_flags & ADDRESS_LOCAL &&
+	       !(w->fe.flags & (FRONTEND_NODEPORT | FRONTEND_EXTERNAL | FRONTEND_BALANCER)) &&
+	       listens(skb, w);
+}
+
+/* What becomes of a packet that begins something. */
+static __always_inline int begin_new(struct __sk_buff *skb, struct work *w, __u32 ifindex)
+{
+	__u8 route;
+
+	if (w->fe.flags & FRONTEND_FILTERED && !in_ranges(&w->fe, &w->p.t.src))
+		return drop_new(REASON_SOURCE_RANGE, w);
+	route = route_of(&w->fe, source_of(&w->p.t.src, ifindex));
+	switch (route & ROUTE_ACTION) {
+	case ROUTE_TRANSLATE:
+		return translate_tracked(skb, w, route);
+	case ROUTE_REJECT:
+		return reject(skb, w);
+	}
+	return drop_new(REASON_POLICY, w);
+}
+
+/*
+ * A packet to the frontend in w->fe, which conntrack is asked about first: what
+ * it has a claim to is left to it.
+ */
+static __always_inline int begin_tracked(struct __sk_buff *skb, struct work *w)
+{
+	__u32 ifindex = w->egress ? 0 : skb->ifindex;
+	bool first = w->p.t.proto == IPPROTO_UDP || is_syn(&w->p);
+
+	if (!w->egress && address_flags(&w->p.t.src) & ADDRESS_LOCAL)
+		return NEXT; /* a forged source, or one of send_again's */
+	if (is_cached(skb, w))
+		return NEXT;
+	switch (find_tracked(skb, w, &w->p.t)) {
+	case TRACKED_OTHERS:
+	case TRACKED_REPLY:
+		return NEXT;
+	case TRACKED_OPEN:
+		/* What is established, no SYN can end. */
+		if (!first || (w->p.t.proto == IPPROTO_TCP && w->ct_state == CT_TCP_ESTABLISHED) ||
+		    leads_to(w, ifindex)) {
+			renew_tracked(w, ifindex);
+			return NEXT;
+		}
+		expire_tracked(skb, w);
+		break;
+	case TRACKED_CLOSED:
+		if (!first) {
+			renew_tracked(w, ifindex);
+			return NEXT;
+		}
+		expire_tracked(skb, w);
+		break;
+	case TRACKED_HALF:
+		/* Of this very packet, if it is sent from here. */
+		if (first)
+			expire_tracked(skb, w);
+		break;
+	}
+	if (!first) {
+		if (find_lost(w)) /* of the fast way */
+			return resume(skb, w);
+		return has_connection(skb, w) ? NEXT : unknown_flow(skb, w);
+	}
+	return begin_new(skb, w, ifindex);
+}
+
+#endif

@@ -1,0 +1,169 @@
+package ebpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Forwarding says which way new flows of the packet path take through the node.
+type Forwarding string
+
+// On both ways the kernel's conntrack owns the flow. On the stack way all packets go
+// through the stack: routing, netfilter and everybody's rules see them as they see
+// those of kube-proxy. On the fast way plain packets of established flows pass it by,
+// where nobody's rule is asked. Auto takes the fast way while no other program has rules in the hooks
+// that it passes by.
+const (
+	ForwardingAuto  Forwarding = "auto"
+	ForwardingFast  Forwarding = "fast"
+	ForwardingStack Forwarding = "stack"
+)
+
+func (f Forwarding) check() error {
+	switch f {
+	case ForwardingAuto, ForwardingFast, ForwardingStack:
+		return nil
+	}
+	return fmt.Errorf("forwarding: %q is none of auto, fast, stack", string(f))
+}
+
+// Way is which way new flows take, and why.
+type Way struct {
+	Forwarding Forwarding `json:"forwarding"` // ForwardingFast or ForwardingStack
+	// Reason is why, in words: a setting, what the kernel lacks, or the chains
+	// that the fast way would pass by.
+	Reason string `json:"reason"`
+}
+
+// chooseWay decides between the two ways. foreign are the chains of others in the
+// hooks that the fast way passes by.
+func chooseWay(asked Forwarding, foreign []string) Way {
+	switch {
+	case asked != ForwardingAuto:
+		return Way{asked, "as set"}
+	case len(foreign) > 0:
+		return Way{ForwardingStack, "other programs' rules have a say: " + summary(foreign)}
+	}
+	return Way{ForwardingFast, "no other program has rules that it would pass by"}
+}
+
+// summary names a few of many, sorted.
+func summary(names []string) string {
+	const most = 4
+	names = slices.Sorted(slices.Values(names))
+	if len(names) <= most {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
+}
+
+// Way returns which way new flows take at present. It may be called beside Sync.
+func (d *Dataplane) Way() Way {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.way
+}
+
+// lookForWay looks at netfilter, chooses the way, and puts our hooks back if somebody
+// took them away. It runs in the node's network namespace with d.mu held, and reports
+// whether something is different. The programs follow with the next write of the
+// node's facts.
+func (d *Dataplane) lookForWay() (changed bool, err error) {
+	if !d.features.conntrack {
+		d.way = Way{ForwardingFast, "the kernel lacks " + conntrackFunctions}
+		return false, nil
+	}
+	repaired, err := ensureHooks(d.o.Instance)
+	if err != nil {
+		return false, err
+	}
+	if repaired && d.way != (Way{}) {
+		d.drift.Add(1)
+		d.o.Logger.Warn("another program removed our nftables table; it is there again", "table", hooksTable(d.o.Instance))
+	}
+	o, err := lookForOthers()
+	if err != nil {
+		return repaired, err
+	}
+	was, nat := d.way, d.othersNAT
+	d.way, d.othersNAT = chooseWay(d.o.Forwarding, o.chains), o.nat
+	if was != d.way {
+		d.o.Logger.Info("forwarding", "way", string(d.way.Forwarding), "reason", d.way.Reason)
+	}
+	return repaired || was != d.way || nat != d.othersNAT, nil
+}
+
+// followNetfilter looks again whenever somebody changes nf_tables, iptables-nft among
+// them; the older tables tell nobody, and are looked at with each full sync. It runs
+// in the node's network namespace until ctx ends.
+func (d *Dataplane) followNetfilter(ctx context.Context, changes *nl.NetlinkSocket) {
+	stop := context.AfterFunc(ctx, changes.Close) // ends Receive
+	defer stop()
+	for {
+		_, _, err := changes.Receive()
+		if ctx.Err() != nil {
+			return
+		}
+		// A lost message says that there were many; any other error would come at once
+		// again.
+		if err != nil && !errors.Is(err, unix.ENOBUFS) {
+			d.o.Logger.Error("follow nf_tables: changes of others are noticed at full syncs only", "error", err)
+			return
+		}
+		select { // a change is often one of many
+		case <-ctx.Done():
+			return
+		case <-time.After(netfilterPause):
+		}
+		d.mu.Lock()
+		if err := d.followWay(); err != nil {
+			d.o.Logger.Warn("look at netfilter", "error", err)
+		}
+		d.mu.Unlock()
+	}
+}
+
+// netfilterPause is how long changes of nf_tables are gathered.
+const netfilterPause = 50 * time.Millisecond
+
+// followWay has the programs take the way that is right now.
+func (d *Dataplane) followWay() error {
+	if !d.synced || d.unsure {
+		return nil // a full sync is to come
+	}
+	changed, err := d.lookForWay()
+	if err != nil || !changed {
+		return err
+	}
+	node := &d.planner.kernel.node
+	flags := bpfNodeFlag(node.Flags)&^(bpfNodeFlagNODE_STACK|bpfNodeFlagNODE_PASS_UNKNOWN|bpfNodeFlagNODE_OTHERS_NAT) | d.modes()
+	if node.Flags != uint32(flags) {
+		node.Flags = uint32(flags)
+		if err := d.objs.Node.Put(uint32(0), *node); err != nil {
+			return fmt.Errorf("map %s: %w", bpfMapNode, err)
+		}
+	}
+	return ensureAccepted()
+}
+
+// modes are the flags of the node's facts that follow from how the mode is run.
+func (d *Dataplane) modes() bpfNodeFlag {
+	var modes bpfNodeFlag
+	if d.o.PassUnknown || d.waiting {
+		modes |= bpfNodeFlagNODE_PASS_UNKNOWN
+	}
+	if d.way.Forwarding == ForwardingStack {
+		modes |= bpfNodeFlagNODE_STACK
+	}
+	if d.othersNAT {
+		modes |= bpfNodeFlagNODE_OTHERS_NAT
+	}
+	return modes
+}

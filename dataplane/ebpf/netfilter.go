@@ -1,0 +1,340 @@
+package ebpf
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// The stack way needs two things of netfilter in the node's namespace: the hooks of
+// NAT, which come with a chain of type nat, and those of conntrack, which come with
+// a rule that needs it. A table of ours has both. No packet is compared with its
+// rule, since nothing leads to that.
+
+var hookFamilies = [2]nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6}
+
+// The chains of our table, by what they are there for.
+const (
+	natChain       = "nat-prerouting"
+	conntrackChain = "conntrack"
+	// acceptLocalChain is empty: it says that we have set acceptLocal.
+	acceptLocalChain = "lo-accept-local-set"
+)
+
+// acceptLocal lets IPv4 packets with a source of this host in by the loopback
+// device, where send_again of bpf/tracked.h has them arrive a second time.
+const acceptLocal = "/proc/sys/net/ipv4/conf/lo/accept_local"
+
+// hooksTable names our table.
+func hooksTable(instance string) string {
+	if instance == "default" {
+		return "nodeproxy"
+	}
+	return "nodeproxy-" + instance
+}
+
+// ensureHooks makes the tables of an instance complete, in the calling thread's
+// network namespace. It reports whether something was missing.
+func ensureHooks(instance string) (missing bool, err error) {
+	nft, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("nftables: %w", err)
+	}
+	for _, family := range hookFamilies {
+		has, err := hasHooks(nft, family, hooksTable(instance))
+		if err != nil {
+			return missing, err
+		}
+		if has {
+			continue
+		}
+		missing = true
+		addHooks(nft, family, hooksTable(instance))
+		if family == nftables.TableFamilyIPv4 {
+			if err := setAcceptLocal(nft, hooksTable(instance)); err != nil {
+				return missing, err
+			}
+		}
+		if err := nft.Flush(); err != nil {
+			return missing, fmt.Errorf("nftables: add table %s: %w", hooksTable(instance), err)
+		}
+	}
+	return missing, nil
+}
+
+// lacksNFT reports whether an error says that the kernel has no nf_tables.
+func lacksNFT(err error) bool {
+	return errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT)
+}
+
+// hasHooks reports whether a table has its chains, and the rule.
+func hasHooks(nft *nftables.Conn, family nftables.TableFamily, table string) (bool, error) {
+	chains, err := nft.ListChainsOfTableFamily(family)
+	if err != nil {
+		return false, fmt.Errorf("nftables: list chains: %w", err)
+	}
+	var nat, ct bool
+	for _, c := range chains {
+		if c.Table.Name != table {
+			continue
+		}
+		switch c.Name {
+		case natChain:
+			nat = true
+		case conntrackChain:
+			rules, err := nft.GetRules(c.Table, c)
+			if err != nil {
+				return false, fmt.Errorf("nftables: list rules of %s: %w", c.Name, err)
+			}
+			ct = len(rules) > 0
+		}
+	}
+	return nat && ct, nil
+}
+
+// addHooks makes a table anew; what is left of one goes in the same transaction.
+func addHooks(nft *nftables.Conn, family nftables.TableFamily, table string) {
+	t := nft.AddTable(&nftables.Table{Family: family, Name: table})
+	nft.DelTable(t)
+	t = nft.AddTable(&nftables.Table{Family: family, Name: table})
+	accept := nftables.ChainPolicyAccept
+	nft.AddChain(&nftables.Chain{Table: t, Name: natChain, Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest, Policy: &accept})
+	ct := nft.AddChain(&nftables.Chain{Table: t, Name: conntrackChain})
+	nft.AddRule(&nftables.Rule{Table: t, Chain: ct, Exprs: []expr.Any{
+		&expr.Ct{Register: 1, Key: expr.CtKeySTATE}, &expr.Verdict{Kind: expr.VerdictReturn}}})
+}
+
+// setAcceptLocal sets acceptLocal, and notes in the table that it was not set.
+func setAcceptLocal(nft *nftables.Conn, table string) error {
+	is, err := os.ReadFile(acceptLocal)
+	if err == nil && strings.TrimSpace(string(is)) == "0" {
+		nft.AddChain(&nftables.Chain{Table: &nftables.Table{Family: nftables.TableFamilyIPv4, Name: table}, Name: acceptLocalChain})
+		err = os.WriteFile(acceptLocal, []byte("1"), 0)
+	}
+	if err != nil {
+		return fmt.Errorf("let the host's packets in by lo: %w", err)
+	}
+	return nil
+}
+
+// removeHooks removes the tables of an instance, if they are there, and takes back
+// what setAcceptLocal did.
+func removeHooks(instance string) error {
+	nft, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("nftables: %w", err)
+	}
+	name := hooksTable(instance)
+	for _, family := range hookFamilies {
+		tables, err := nft.ListTablesOfFamily(family)
+		if lacksNFT(err) {
+			return nil // no nf_tables, no table
+		}
+		if err != nil {
+			return fmt.Errorf("nftables: list tables: %w", err)
+		}
+		for _, t := range tables {
+			if t.Name != name {
+				continue
+			}
+			if family == nftables.TableFamilyIPv4 {
+				if err := unsetAcceptLocal(nft, t); err != nil {
+					return err
+				}
+			}
+			nft.DelTable(t)
+		}
+	}
+	if err := nft.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("nftables: remove table %s: %w", name, err)
+	}
+	return nil
+}
+
+func unsetAcceptLocal(nft *nftables.Conn, t *nftables.Table) error {
+	chains, err := nft.ListChainsOfTableFamily(t.Family)
+	if err != nil {
+		return fmt.Errorf("nftables: list chains: %w", err)
+	}
+	for _, c := range chains {
+		if c.Table.Name == t.Name && c.Name == acceptLocalChain {
+			if err := os.WriteFile(acceptLocal, []byte("0"), 0); err != nil {
+				return fmt.Errorf("keep the host's packets from coming in by lo: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// passedBy are the hooks that a packet on the fast way does not meet.
+var passedBy = map[nftables.ChainHook]string{
+	*nftables.ChainHookPrerouting: "prerouting", *nftables.ChainHookForward: "forward", *nftables.ChainHookPostrouting: "postrouting",
+}
+
+// others is what other programs have in netfilter.
+type others struct {
+	// chains are the names of those that a packet meets on the stack way and not on
+	// the fast one, and that have rules or a policy of their own.
+	chains []string
+	// nat tells that one of them translates what leaves the node.
+	nat bool
+}
+
+// lookForOthers looks into nf_tables and the older tables of iptables.
+func lookForOthers() (o others, err error) {
+	if err := o.addNFT(); err != nil {
+		return o, err
+	}
+	return o, o.addLegacy()
+}
+
+func (o *others) addNFT() error {
+	nft, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("nftables: %w", err)
+	}
+	chains, err := nft.ListChains()
+	if lacksNFT(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("nftables: list chains: %w", err)
+	}
+	for _, c := range chains {
+		if !isPassedBy(c) || isHooksTable(c.Table.Name) {
+			continue
+		}
+		rules, err := nft.GetRules(c.Table, c)
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("nftables: list rules of %s %s: %w", c.Table.Name, c.Name, err)
+		}
+		if len(withoutOurs(rules)) > 0 || c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
+			o.chains = append(o.chains, fmt.Sprintf("nft %s %s %s", familyNames[c.Table.Family], c.Table.Name, c.Name))
+			o.nat = o.nat || c.Type == nftables.ChainTypeNAT && *c.Hooknum == *nftables.ChainHookPostrouting
+		}
+	}
+	return nil
+}
+
+// withoutOurs leaves out the jump to our own chain.
+func withoutOurs(rules []*nftables.Rule) []*nftables.Rule {
+	return slices.DeleteFunc(rules, func(r *nftables.Rule) bool {
+		return slices.ContainsFunc(r.Exprs, func(e expr.Any) bool {
+			v, ok := e.(*expr.Verdict)
+			return ok && v.Chain == acceptChain
+		})
+	})
+}
+
+var familyNames = map[nftables.TableFamily]string{
+	nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet",
+}
+
+func isPassedBy(c *nftables.Chain) bool {
+	if c.Hooknum == nil || familyNames[c.Table.Family] == "" {
+		return false
+	}
+	_, ok := passedBy[*c.Hooknum]
+	return ok
+}
+
+func isHooksTable(name string) bool {
+	return name == "nodeproxy" || strings.HasPrefix(name, "nodeproxy-")
+}
+
+// legacyTables are, by family, where the kernel names the older tables that are in
+// use, and what lists their rules.
+var legacyTables = [2][2]string{
+	{"/proc/thread-self/net/ip_tables_names", "iptables-legacy-save"},
+	{"/proc/thread-self/net/ip6_tables_names", "ip6tables-legacy-save"},
+}
+
+func (o *others) addLegacy() error {
+	for _, family := range legacyTables {
+		tables, err := os.ReadFile(family[0])
+		if errors.Is(err, fs.ErrNotExist) || err == nil && len(tables) == 0 {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("legacy iptables tables: %w", err)
+		}
+		out, err := listLegacy(family[1])
+		if errors.Is(err, exec.ErrNotFound) {
+			// What cannot be read may be anything.
+			o.chains = append(o.chains, "legacy tables "+strings.Join(strings.Fields(string(tables)), ", "))
+			o.nat = true
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", family[1], err)
+		}
+		names := foreignInSave(string(out))
+		o.chains = append(o.chains, names...)
+		o.nat = o.nat || slices.Contains(names, "legacy nat POSTROUTING")
+	}
+	return nil
+}
+
+const (
+	// listLimit is how long a command that lists rules may take, and pipePatience
+	// how long its output is waited for after it was killed.
+	listLimit    = time.Minute
+	pipePatience = time.Second
+)
+
+// listLegacy runs a command of legacyTables. One that hangs, as for a lock that
+// nobody gives back, is killed with whatever it started.
+func listLegacy(command string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), listLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, command)
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
+	cmd.WaitDelay = pipePatience
+	out, err := cmd.Output()
+	if err != nil && ctx.Err() != nil {
+		return nil, fmt.Errorf("it did not end in %v and was killed", listLimit)
+	}
+	return out, err
+}
+
+// foreignInSave names the built-in chains with rules or a policy of DROP in what
+// iptables-save printed.
+func foreignInSave(saved string) (names []string) {
+	table := ""
+	seen := map[string]bool{}
+	for lines := bufio.NewScanner(strings.NewReader(saved)); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		if len(fields) == 0 {
+			continue
+		}
+		if t, ok := strings.CutPrefix(fields[0], "*"); ok {
+			table = t
+			continue
+		}
+		var chain string
+		if c, ok := strings.CutPrefix(fields[0], ":"); ok && len(fields) > 1 && fields[1] == "DROP" {
+			chain = c
+		} else if fields[0] == "-A" && len(fields) > 1 && fields[len(fields)-1] != acceptChain {
+			chain = fields[1]
+		}
+		name := fmt.Sprintf("legacy %s %s", table, chain)
+		if (chain == "PREROUTING" || chain == "FORWARD" || chain == "POSTROUTING") && !seen[name] {
+			seen[name] = true
+			names = append(names, name)
+		}
+	}
+	return names
+}
