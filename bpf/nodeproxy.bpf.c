@@ -24,6 +24,7 @@
 #include "config.h"
 #include "maps.h"
 #include "count.h"
+#include "addr.h"
 #include "packet.h"
 #include "lookup.h"
 #include "work.h"
