@@ -270,7 +270,7 @@ func (o *others) addLegacy() error {
 		if err != nil {
 			return fmt.Errorf("legacy iptables tables: %w", err)
 		}
-		out, err := listLegacy(family[1])
+		out, err := listLegacy(family[1], listLimit)
 		if errors.Is(err, exec.ErrNotFound) {
 			// What cannot be read may be anything.
 			o.chains = append(o.chains, "legacy tables "+strings.Join(strings.Fields(string(tables)), ", "))
@@ -296,8 +296,8 @@ const (
 
 // listLegacy runs a command of legacyTables. One that hangs, as for a lock that
 // nobody gives back, is killed with whatever it started.
-func listLegacy(command string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), listLimit)
+func listLegacy(command string, limit time.Duration) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, command)
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
@@ -305,7 +305,7 @@ func listLegacy(command string) ([]byte, error) {
 	cmd.WaitDelay = pipePatience
 	out, err := cmd.Output()
 	if err != nil && ctx.Err() != nil {
-		return nil, fmt.Errorf("it did not end in %v and was killed", listLimit)
+		return nil, fmt.Errorf("it did not end in %v and was killed", limit)
 	}
 	return out, err
 }

@@ -110,7 +110,7 @@ func (p *promoter) promote(sample []byte) error {
 
 // Of linux/netfilter/nfnetlink_conntrack.h and nf_conntrack_tcp.h.
 const (
-	ctMessageNew           = unix.NFNL_SUBSYS_CTNETLINK<<8 | 0 // IPCTNL_MSG_CT_NEW
+	ctMessageNew           = unix.NFNL_SUBSYS_CTNETLINK << 8 // IPCTNL_MSG_CT_NEW is 0
 	ctTupleOrig            = 1
 	ctProtoInfo            = 4
 	ctTupleIP              = 1

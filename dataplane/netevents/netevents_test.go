@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/nodeproxy/nodeproxy/internal/nettest"
 )
@@ -73,6 +75,72 @@ func TestSocketThatFellBehindIsReplaced(t *testing.T) {
 	}
 	if !told {
 		t.Fatal("no change after the failure was told")
+	}
+}
+
+// Of routes, those are told that a filter finds worth it, which each socket has anew.
+func TestRoutesAreFiltered(t *testing.T) {
+	nettest.Enter(t)
+	ns, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := make(chan string, 100)
+	f := &Follower{Namespace: &ns, Log: slog.New(slog.DiscardHandler)}
+	changed, err := f.Routes(t.Context(), func() func(*netlink.RouteUpdate) bool {
+		n := 0 // of this socket alone
+		return func(r *netlink.RouteUpdate) bool {
+			if r.Dst == nil || r.Dst.IP.To4() == nil {
+				return false // of IPv6, the kernel has its own
+			}
+			n++
+			seen <- fmt.Sprintf("%s %d", r.Dst, n)
+			return r.Route.Type == unix.RTN_LOCAL
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, r := range []struct {
+		dst  string
+		kind int
+	}{{"10.1.0.0/24", unix.RTN_BLACKHOLE}, {"10.2.0.0/24", unix.RTN_LOCAL}} {
+		_, dst, err := net.ParseCIDR(r.dst)
+		if err != nil {
+			t.Fatal(err)
+		}
+		route := &netlink.Route{Dst: dst, Type: r.kind}
+		if r.kind == unix.RTN_LOCAL {
+			route.LinkIndex, route.Scope, route.Table = lo.Attrs().Index, netlink.SCOPE_HOST, unix.RT_TABLE_LOCAL
+		}
+		if err := netlink.RouteAdd(route); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case got := <-seen:
+			if want := fmt.Sprintf("%s %d", r.dst, i+1); got != want {
+				t.Errorf("the filter saw %s, want %s", got, want)
+			}
+		case <-time.After(5 * time.Second):
+			t.Fatalf("the filter was not asked about %s", r.dst)
+		}
+		told := false
+		select {
+		case <-changed:
+			told = true
+		case <-time.After(again):
+		}
+		if want := r.kind == unix.RTN_LOCAL; told != want {
+			t.Errorf("%s: told %t, want %t", r.dst, told, want)
+		}
 	}
 }
 
