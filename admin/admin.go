@@ -28,16 +28,26 @@ type Status struct {
 	Instance   string `json:"instance"`
 	// Dead means that no agent answers: what can be told is what the kernel
 	// holds.
-	Dead    bool   `json:"dead,omitempty"`
-	Source  string `json:"source"`
-	Healthy bool   `json:"healthy"`
+	Dead   bool   `json:"dead,omitempty"`
+	Source string `json:"source"`
+	// SourceProblem is why the source cannot be read now; empty if it can.
+	SourceProblem string `json:"sourceProblem,omitempty"`
+	// Ignored are files and objects of the source that are not used, with the reason.
+	Ignored []string `json:"ignored,omitempty"`
+	// Conditions sum up all of this.
+	Conditions []Condition `json:"conditions,omitempty"`
+	Healthy    bool        `json:"healthy"`
 	// Eligible tells whether load balancers may use the node: /healthz.
 	Eligible bool `json:"eligible"`
 	// DataPath is what a probe of the data path found, if it has failed for long.
 	DataPath string `json:"dataPath,omitempty"`
 	LastSync *Sync  `json:"lastSync,omitempty"`
-	// Services and Backends are what this node translates; nil before the
-	// first complete list.
+	// Syncing is when the sync began that runs now.
+	Syncing *time.Time `json:"syncing,omitempty"`
+	// Uncounted means that Services, Backends and Problems are not known: nothing
+	// was listed yet, or a sync takes long.
+	Uncounted bool `json:"uncounted,omitempty"`
+	// Services and Backends are what this node translates.
 	Services int       `json:"services"`
 	Backends int       `json:"backends"`
 	Problems []Problem `json:"problems,omitempty"`
@@ -79,6 +89,13 @@ func each(table *service.Table, do func(*service.ServicePort)) {
 		for i := range res.Ports {
 			do(&res.Ports[i])
 		}
+	}
+}
+
+// AddRefused adds the Services that a mode left out, with the reason in words.
+func (s *Status) AddRefused(reason string, refused map[service.Name]string) {
+	for name, why := range refused {
+		s.Problems = append(s.Problems, Problem{name.String(), reason, why})
 	}
 }
 

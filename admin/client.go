@@ -80,6 +80,8 @@ func request(ctx context.Context, method, socket, path string, query url.Values)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED):
 		return nil, fmt.Errorf("%w on %s", ErrNoAgent, socket)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("%w: only root may ask the agent: use sudo", fs.ErrPermission)
 	case err != nil:
 		return nil, fmt.Errorf("ask agent: %w", err)
 	case resp.StatusCode == http.StatusOK:

@@ -71,6 +71,17 @@ const (
 // errNothing is told to who asks before there is an answer.
 var errNothing = errors.New("nothing was listed yet")
 
+// errBusy is told to who asks while the Table is not to be looked at.
+var errBusy = errors.New("the agent is busy with a sync that takes long: see nodeproxy status, and ask again")
+
+const (
+	// statusPatience is how long a status waits for the Table: it is asked when
+	// something is wrong, and must answer while a sync hangs.
+	statusPatience = 2 * time.Second
+	// tablePatience is how long other questions do.
+	tablePatience = 15 * time.Second
+)
+
 // Run serves until ctx ends. A socket of that path, left by an agent that was
 // killed, is replaced: only one agent can have the node's lock.
 func (s *Server) Run(ctx context.Context) error {
@@ -101,10 +112,12 @@ func (s *Server) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
 		status := s.Status()
-		err := s.inspect(r.Context(), status.Fill)
-		if errors.Is(err, errNothing) {
+		err := s.inspectWithin(r.Context(), statusPatience, status.Fill)
+		status.Uncounted = errors.Is(err, errBusy) || errors.Is(err, errNothing)
+		if status.Uncounted {
 			err = nil
 		}
+		status.SetConditions(time.Now())
 		answer(w, status, err)
 	})
 	if k := s.Kernel; k != nil {
@@ -192,6 +205,11 @@ func show[T any](mux *http.ServeMux, path string, read func(context.Context) ([]
 
 // inspect runs fn where the Table may be looked at.
 func (s *Server) inspect(ctx context.Context, fn func(*service.Table)) error {
+	return s.inspectWithin(ctx, tablePatience, fn)
+}
+
+// inspectWithin is inspect, and gives up if fn cannot begin within patience.
+func (s *Server) inspectWithin(ctx context.Context, patience time.Duration, fn func(*service.Table)) error {
 	done := make(chan error, 1)
 	select {
 	case s.Inspect <- func(t *service.Table) {
@@ -204,6 +222,8 @@ func (s *Server) inspect(ctx context.Context, fn func(*service.Table)) error {
 	}:
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-time.After(patience):
+		return errBusy
 	}
 	return <-done
 }

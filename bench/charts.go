@@ -47,24 +47,23 @@ type figure struct {
 }
 
 // charts returns all charts that there are figures for.
-func charts(t *Table) ([]chart, error) {
+func charts(t *Table) (out []chart) {
 	var figures []figure
 	figures = append(figures, ratioFigures(t)...)
 	figures = append(figures, scaleFigures(t)...)
 	figures = append(figures, latencyFigures(t)...)
 	figures = append(figures, controlFigures(t)...)
-	var out []chart
 	for _, f := range figures {
 		if len(f.series) == 0 {
 			continue
 		}
-		svg, err := f.svg()
+		svg, err := f.drawn()
 		if err != nil {
-			return nil, fmt.Errorf("draw %q: %w", f.title, err)
+			f.note = fmt.Sprintf("This chart is left out: %v. The figures are in the tables.", err)
 		}
 		out = append(out, chart{f.title, f.note, svg})
 	}
-	return out, nil
+	return out
 }
 
 const (
@@ -85,13 +84,7 @@ func (f figure) svg() (string, error) {
 	text(&p.Legend.TextStyle, 10)
 	p.X.Label.Text, p.Y.Label.Text = f.x, f.y
 	p.Legend.Top, p.Legend.YOffs = true, 0
-	p.X.Tick.Marker, p.Y.Tick.Marker = ticker(f.logX, f.xTicks, p.X.Tick.Marker), ticker(f.logY, f.yTicks, p.Y.Tick.Marker)
-	if f.logX {
-		p.X.Scale = plot.LogScale{}
-	}
-	if f.logY {
-		p.Y.Scale = plot.LogScale{}
-	}
+	p.X.Tick.Marker, p.Y.Tick.Marker = ticker(f.xTicks, p.X.Tick.Marker), ticker(f.yTicks, p.Y.Tick.Marker)
 	grid := plotter.NewGrid()
 	grid.Horizontal.Color, grid.Vertical.Color = color.Gray{0xe4}, color.Gray{0xf2}
 	p.Add(grid)
@@ -99,6 +92,12 @@ func (f figure) svg() (string, error) {
 		if err := f.add(p, s); err != nil {
 			return "", err
 		}
+	}
+	if f.logX {
+		setLog(&p.X)
+	}
+	if f.logY {
+		setLog(&p.Y)
 	}
 	if f.scatter {
 		p.X.Min, p.X.Max = -0.5, float64(len(f.xTicks))-0.5
@@ -128,14 +127,11 @@ func (f figure) svg() (string, error) {
 	return inline(out.String()), nil
 }
 
-func ticker(logarithmic bool, ticks []plot.Tick, otherwise plot.Ticker) plot.Ticker {
-	switch {
-	case len(ticks) > 0:
+func ticker(ticks []plot.Tick, otherwise plot.Ticker) plot.Ticker {
+	if len(ticks) > 0 {
 		return plot.ConstantTicks(ticks)
-	case logarithmic:
-		return plot.LogTicks{Prec: -1}
 	}
-	return otherwise
+	return exactTicks{otherwise}
 }
 
 // inline makes a part of a page of an SVG document.

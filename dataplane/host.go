@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/nodeproxy/nodeproxy/dataplane/netevents"
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
@@ -130,14 +131,14 @@ const hostPoll = 30 * time.Second
 // WatchHost sends what [ReadHost] returns to out, at once and whenever it
 // changes, until ctx ends, whose error it returns.
 func WatchHost(ctx context.Context, log *slog.Logger, out chan<- service.Host) error {
-	done := make(chan struct{})
-	defer close(done)
-	u := hostUpdates{addrs: make(chan netlink.AddrUpdate, 64), routes: make(chan netlink.RouteUpdate, 64)}
-	if err := netlink.AddrSubscribe(u.addrs, done); err != nil {
-		return fmt.Errorf("subscribe to interface addresses: %w", err)
+	follower := &netevents.Follower{Log: log}
+	addrs, err := follower.Addresses(ctx)
+	if err != nil {
+		return err
 	}
-	if err := netlink.RouteSubscribe(u.routes, done); err != nil {
-		return fmt.Errorf("subscribe to routes: %w", err)
+	routes, err := follower.Routes(ctx, func() func(*netlink.RouteUpdate) bool { return new(gateways).concerns })
+	if err != nil {
+		return err
 	}
 	var last service.Host
 	for first := true; ; first = false {
@@ -153,28 +154,18 @@ func WatchHost(ctx context.Context, log *slog.Logger, out chan<- service.Host) e
 				return ctx.Err()
 			}
 		}
-		if err := u.next(ctx); err != nil {
+		if err := nextUpdate(ctx, addrs, routes); err != nil {
 			return err
 		}
 	}
 }
 
-// hostUpdates are what the kernel tells of changes; nil where it fell behind.
-type hostUpdates struct {
-	addrs  chan netlink.AddrUpdate
-	routes chan netlink.RouteUpdate
-	// known are the interfaces that a gateway's route was seen to lead by. A
-	// routing daemon changes thousands of routes by them, which say nothing new.
-	known map[int]bool
-}
-
-// next returns when the kernel is to be asked again.
-func (u *hostUpdates) next(ctx context.Context) error {
+// nextUpdate returns when the kernel is to be asked again.
+func nextUpdate(ctx context.Context, addrs, routes <-chan struct{}) error {
 	poll := time.NewTimer(hostPoll)
 	defer poll.Stop()
 	var settled <-chan time.Time
 	for {
-		tells := false
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -182,42 +173,43 @@ func (u *hostUpdates) next(ctx context.Context) error {
 			return nil
 		case <-poll.C:
 			return nil
-		case _, ok := <-u.addrs:
-			if tells = ok; !ok { // the socket fell behind: look now and then instead
-				u.addrs = nil
-			}
-		case r, ok := <-u.routes:
-			if tells = ok && u.concerns(&r); !ok {
-				u.routes = nil
-			}
+		case <-addrs:
+		case <-routes:
 		}
-		if tells && settled == nil {
+		if settled == nil {
 			settled = time.After(hostSettle)
 		}
 	}
 }
 
+// gateways is what one subscription has told of routes by gateways.
+type gateways struct {
+	// known are the interfaces that a gateway's route was seen to lead by. A
+	// routing daemon changes thousands of routes by them, which say nothing new.
+	known map[int]bool
+}
+
 // concerns reports whether a change of a route may change a [service.Host]. That
 // the last gateway's route by an interface went is seen at the next poll; a
 // default route's end at once.
-func (u *hostUpdates) concerns(r *netlink.RouteUpdate) bool {
+func (g *gateways) concerns(r *netlink.RouteUpdate) bool {
 	if r.Route.Type == unix.RTN_LOCAL {
 		return true
 	}
 	links := gatewayLinks(&r.Route)
 	if r.Type == unix.RTM_DELROUTE {
 		for _, l := range links {
-			delete(u.known, l)
+			delete(g.known, l)
 		}
 		return len(links) > 0 && isDefault(&r.Route)
 	}
 	fresh := false
 	for _, l := range links {
-		if !u.known[l] {
-			if u.known == nil {
-				u.known = map[int]bool{}
+		if !g.known[l] {
+			if g.known == nil {
+				g.known = map[int]bool{}
 			}
-			u.known[l], fresh = true, true
+			g.known[l], fresh = true, true
 		}
 	}
 	return fresh

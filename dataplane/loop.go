@@ -38,6 +38,8 @@ type Loop struct {
 	// Queued, if set, is called when something has to be synced, from Run's
 	// goroutine.
 	Queued func()
+	// Syncing, if set, is called before each sync, from Run's goroutine.
+	Syncing func()
 	// Synced, if set, is called after each sync, from Run's goroutine.
 	Synced func(Report)
 	// Problem, if set, is told once of each part of a Service that is not
@@ -53,6 +55,8 @@ type Report struct {
 	Services []service.Name // those Services
 	Duration time.Duration
 	Table    *service.Table // valid during the call
+	// Refused are the Services that the mode left out, and why; see [Refuser].
+	Refused map[service.Name]string
 }
 
 // firstBackoff is the wait after a first failure; it doubles with each more.
@@ -108,6 +112,7 @@ type loopState struct {
 	backoff   time.Duration
 	repairs   []func(error)                      // want to know how the next sync went
 	problems  map[service.Name][]service.Problem // those reported
+	refused   map[service.Name]string            // at the last sync
 }
 
 func (s *loopState) inspect(fn func(*service.Table)) {
@@ -193,6 +198,9 @@ func (s *loopState) sync(ctx context.Context) {
 	}
 	table := s.resolver.Table()
 	s.reportProblems(table)
+	if s.Syncing != nil {
+		s.Syncing()
+	}
 	start := time.Now()
 	err := s.Dataplane.Sync(ctx, table, changed)
 	took := time.Since(start)
@@ -208,8 +216,9 @@ func (s *loopState) sync(ctx context.Context) {
 		s.changed, s.backoff = nil, 0
 		s.notBefore = time.Now().Add(s.MinSyncPeriod)
 	}
+	s.reportRefused(refusedBy(s.Dataplane))
 	if s.Synced != nil {
-		s.Synced(Report{Err: err, Full: changed == nil, Changed: len(changed), Services: changed, Duration: took, Table: table})
+		s.Synced(Report{Err: err, Full: changed == nil, Changed: len(changed), Services: changed, Duration: took, Table: table, Refused: s.refused})
 	}
 	if err == nil {
 		s.full = false

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -187,4 +188,36 @@ func TestNewFactsOfTheNodeAskForAFullSync(t *testing.T) {
 			t.Errorf("own addresses changed: %+v", got)
 		}
 	})
+}
+
+// refuser is a recorder that leaves a Service out.
+type refuser struct {
+	*recorder
+	refused map[service.Name]string
+}
+
+func (r *refuser) Refused() map[service.Name]string { return r.refused }
+
+// A Service that is left out is told of once, by log, Event and report.
+func TestServiceThatIsLeftOutIsToldOfOnce(t *testing.T) {
+	bad := service.Name{Namespace: "tenant", Name: "bad"}
+	var told []string
+	var reported map[service.Name]string
+	dp := &refuser{recorder: &recorder{}, refused: map[service.Name]string{bad: "it is too large"}}
+	s := &loopState{Loop: &Loop{Dataplane: dp, Log: slog.New(slog.DiscardHandler), SyncPeriod: time.Second,
+		Problem: func(name service.Name, p service.Problem) {
+			told = append(told, name.String()+" "+p.Reason+": "+p.Message)
+		},
+		Synced: func(r Report) { reported = r.Refused }},
+		resolver: service.NewResolver(synth.Config())}
+	for range 3 {
+		s.sync(t.Context())
+	}
+	if want := []string{"tenant/bad NotProgrammed: it is too large"}; !slices.Equal(told, want) || reported[bad] == "" {
+		t.Errorf("told %q, reported %v, want %q", told, reported, want)
+	}
+	dp.refused = nil
+	if s.sync(t.Context()); len(reported) != 0 {
+		t.Errorf("reported %v after it was let in", reported)
+	}
 }

@@ -79,11 +79,16 @@ type Proxy struct {
 }
 
 // ServeHTTP implements [http.Handler]. A name in the Host header other than
-// localhost is refused: else a page of the web could make a browser ask
-// (DNS rebinding).
+// localhost is refused, and so is what a page of another origin makes a browser
+// ask, websockets too: else a page of the web could reach Services (DNS rebinding,
+// cross-site requests).
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !isLocalName(r.Host) {
 		http.Error(w, "ask by address or as localhost", http.StatusForbidden)
+		return
+	}
+	if isCrossSite(r) {
+		http.Error(w, "requests of another site's page are refused", http.StatusForbidden)
 		return
 	}
 	target, rest, err := ParsePath(r.URL.EscapedPath())
@@ -121,6 +126,23 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 var transport = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, MaxIdleConnsPerHost: 4, ForceAttemptHTTP2: true}
+
+// isCrossSite reports whether a browser asks for a page of another origin: by its
+// own word (Sec-Fetch-Site of Fetch Metadata), or by the Origin of RFC 6454, which
+// a websocket's handshake always has. What is no browser sends neither.
+func isCrossSite(r *http.Request) bool {
+	switch r.Header.Get("Sec-Fetch-Site") {
+	case "", "none", "same-origin":
+	default:
+		return true
+	}
+	for _, origin := range r.Header.Values("Origin") {
+		if u, err := url.Parse(origin); err != nil || !strings.EqualFold(u.Host, r.Host) { // "null" has no host
+			return true
+		}
+	}
+	return false
+}
 
 func isLocalName(host string) bool {
 	if name, _, err := net.SplitHostPort(host); err == nil {

@@ -12,7 +12,6 @@ import (
 	"net/netip"
 	"strconv"
 	"sync/atomic"
-	"time"
 
 	"github.com/nodeproxy/nodeproxy/service"
 )
@@ -132,12 +131,9 @@ func (s *ServiceChecks) listen(key checkKey, state *checkState) (*checkServer, e
 	}
 	srv := &checkServer{}
 	srv.state.Store(state)
-	srv.server = &http.Server{
-		Handler:           http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { s.answer(w, srv.state.Load()) }),
-		ReadHeaderTimeout: 10 * time.Second,
-	}
+	srv.server = NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { s.answer(w, srv.state.Load()) }))
 	go func() {
-		if err := srv.server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		if err := srv.server.Serve(LimitConnections(l, MaxConnections)); !errors.Is(err, http.ErrServerClosed) {
 			s.Log.Error("health-check node port", "service", key.service.String(), "port", key.port, "error", err)
 		}
 	}()

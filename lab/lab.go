@@ -9,6 +9,8 @@ import (
 	"regexp"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // DefaultName is the name of a lab that was given none.
@@ -206,6 +208,7 @@ func teardown(name string) error {
 		note(removeCgroups(filepath.Join(root, cgroupName(name))))
 	}
 	for _, p := range places {
+		removeLock(netnsName(name, p.Name))
 		note(deleteNetns(netnsName(name, p.Name)))
 	}
 	note(removePins(name))
@@ -243,6 +246,16 @@ func removePins(name string) (found bool, err error) {
 
 // socketRoot is where agents have the sockets on which they are asked.
 const socketRoot = "/run/nodeproxy"
+
+// removeLock removes the lock of an agent that was killed in a network namespace,
+// which is named after that.
+func removeLock(netns string) {
+	var ns unix.Stat_t
+	if unix.Stat(filepath.Join(netnsDir, netns), &ns) == nil {
+		_ = os.Remove(filepath.Join(socketRoot, fmt.Sprintf("netns-%d.lock", ns.Ino))) // mostly, there is none
+		_ = os.Remove(socketRoot)                                                      // if it was the last
+	}
+}
 
 // removeSockets removes those of agents that were killed.
 func removeSockets(name string) (found bool, err error) {

@@ -22,7 +22,7 @@ func netnsName(lab, place string) string { return "np-" + lab + "-" + place }
 // createNetns makes a named network namespace.
 func createNetns(name string) error {
 	if err := shareNetnsDir(); err != nil {
-		return err
+		return fmt.Errorf("create network namespace %s: %w", name, err)
 	}
 	return onNetnsThread(func() error {
 		ns, err := netns.NewNamed(name) // enters it too
@@ -76,6 +76,9 @@ func deleteNetns(name string) (bool, error) {
 		return true, fmt.Errorf("unmount network namespace %s: %w", name, err)
 	}
 	err = os.Remove(path)
+	if errors.Is(err, unix.EBUSY) {
+		err = removeCovered(path)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -83,6 +86,30 @@ func deleteNetns(name string) (bool, error) {
 		return true, fmt.Errorf("delete network namespace %s: %w", name, err)
 	}
 	return true, nil
+}
+
+// removeCovered removes the name of a namespace whose mount somebody has covered
+// by mounting over netnsDir. It does so from mounts of its own, in which netnsDir
+// is bare: a name that is removed there is unmounted everywhere.
+func removeCovered(path string) error {
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		result <- func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+				return fmt.Errorf("unshare mounts: %w", err)
+			}
+			if err := unix.Mount("", "/", "none", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+				return fmt.Errorf("make mounts private: %w", err)
+			}
+			for unix.Unmount(netnsDir, unix.MNT_DETACH) == nil { // each that covers another
+			}
+			for unix.Unmount(path, unix.MNT_DETACH) == nil {
+			}
+			return os.Remove(path)
+		}()
+	}()
+	return <-result
 }
 
 // inNetns runs fn on this goroutine with its OS thread in the namespace.

@@ -33,6 +33,7 @@ type Metrics struct {
 	failures                       *prometheus.CounterVec
 	services, endpoints            prometheus.Gauge
 	problems                       *prometheus.GaugeVec
+	refused                        prometheus.Gauge
 
 	triggers []time.Time // of slices that wait for a sync
 	seen     map[service.Name]contribution
@@ -69,6 +70,10 @@ func New(version, mode string) *Metrics {
 	m.services = m.gauge(ours, "services", "Services that this node translates.").WithLabelValues()
 	m.endpoints = m.gauge(ours, "backends", "Backends that this node may lead flows to, counted for each port of a Service.").WithLabelValues()
 	m.problems = m.gauge(ours, "service_problems", "Parts of Services that are not served as written.", "reason")
+	m.refused = m.gauge(ours, "services_refused", "Services that do not fit or that the kernel refuses; all others are programmed.").WithLabelValues()
+	for _, kind := range []string{"full", "partial"} { // there from the start, so that the first failure is an increase
+		m.failures.WithLabelValues(kind)
+	}
 	m.gauge(ours, "build_info", "1; the version and the mode that runs.", "version", "mode").WithLabelValues(version, mode).Set(1)
 	eachFamily(func(f string) { // there from the start, so that a rate can be taken
 		for _, h := range []*prometheus.HistogramVec{m.syncs, m.fullSyncs, m.partialSyncs, m.programming} {
@@ -156,11 +161,13 @@ type Sync struct {
 	Changed  []service.Name // of a partial one
 	Duration time.Duration
 	Table    *service.Table
+	Refused  int // Services that the mode left out
 }
 
 // Synced notes how a sync went.
 func (m *Metrics) Synced(s Sync) {
 	m.count(s)
+	m.refused.Set(float64(s.Refused))
 	kind, vec := "partial", m.partialSyncs
 	if s.Full {
 		kind, vec = "full", m.fullSyncs

@@ -46,8 +46,8 @@ func TestP50HealthProvesTheDataPath(t *testing.T) {
 		if after := time.Since(broken); after < 14*time.Second {
 			t.Errorf("health fails after %s: too soon for what may be mended any moment", after)
 		}
-		if out := inPlace(t, l, "node-a", l.Options().Binary, "status", "--instance", l.Netns("node-a")); !strings.Contains(out, "NOT WELL: the data path is broken") {
-			t.Errorf("status:\n%s", out)
+		if out, code := statusOf(t, l); code != 1 || !strings.Contains(out, "UNHEALTHY: ProbesFail") {
+			t.Errorf("status, with exit code %d:\n%s", code, out)
 		}
 		if complaint, err := asked(t, l, new([]any), "verify", "--repair"); err != nil {
 			t.Fatalf("repair: %v %s", err, complaint)

@@ -124,7 +124,7 @@ func TestP38SourceMissing(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, patience, log.has("manifests can not be read"))
+		eventually(t, patience, log.has("cannot read manifests"))
 		time.Sleep(300 * time.Millisecond)
 		if diff := cmp.Diff(rules, saved(t, l, "node-a")); diff != "" {
 			t.Errorf("rules without a source (-before +after):\n%s", diff)

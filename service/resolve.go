@@ -32,7 +32,7 @@ func Resolve(cfg *Config, svc *Service, slices []*EndpointSlice) *Resolved {
 		return nil
 	}
 	ext := readExtensions(svc, slices)
-	out := &Resolved{Name: svc.Name, Problems: append(refusedAddresses(cfg, svc), ext.problems...)}
+	out := &Resolved{Name: svc.Name, Problems: append(append(refusedAddresses(cfg, svc), ext.problems...), lacking(svc, slices)...)}
 	for _, family := range Families {
 		clusterIP, ok := firstOf(svc.ClusterIPs, family)
 		if !ok {

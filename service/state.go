@@ -20,6 +20,12 @@ type Changes struct {
 	DeletedNodes          []string
 }
 
+// Empty reports whether a batch names no object.
+func (c *Changes) Empty() bool {
+	return len(c.Services)+len(c.EndpointSlices)+len(c.Nodes)+
+		len(c.DeletedServices)+len(c.DeletedEndpointSlices)+len(c.DeletedNodes) == 0
+}
+
 // State holds the objects of a cluster that a node proxy reads, keyed for
 // resolving one Service at a time. Objects handed to it must not be changed
 // afterwards. It is not safe for concurrent use.

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/nodeproxy/nodeproxy/service"
 )
@@ -46,6 +47,40 @@ func byName[K comparable, V any](objects []*V, before map[K]*V, nameOf func(*V) 
 	return out
 }
 
+// merge returns the objects of both, of which either may be nil; of one that is in
+// both, a's.
+func merge(a, b *contents) *contents {
+	out := &contents{map[service.Name]*service.Service{}, map[service.Name]*service.EndpointSlice{}, map[string]*service.Node{}}
+	for _, c := range []*contents{b, a} {
+		if c != nil {
+			maps.Copy(out.services, c.services)
+			maps.Copy(out.slices, c.slices)
+			maps.Copy(out.nodes, c.nodes)
+		}
+	}
+	return out
+}
+
+// without removes what others has from c and returns c, or nil if nothing is left.
+func (c *contents) without(others *contents) *contents {
+	maps.DeleteFunc(c.services, func(n service.Name, _ *service.Service) bool { return others.services[n] != nil })
+	maps.DeleteFunc(c.slices, func(n service.Name, _ *service.EndpointSlice) bool { return others.slices[n] != nil })
+	maps.DeleteFunc(c.nodes, func(n string, _ *service.Node) bool { return others.nodes[n] != nil })
+	if len(c.services)+len(c.slices)+len(c.nodes) == 0 {
+		return nil
+	}
+	return c
+}
+
+// heldMark begins the name in a fileSet under which stand the objects that are
+// gone from a file and not yet believed to be. No path begins with it, and it
+// sorts after all of them: where another file has the object, that one counts.
+const heldMark = "\xff"
+
+func heldBy(file string) string { return heldMark + file }
+
+func isHeld(name string) bool { return strings.HasPrefix(name, heldMark) }
+
 // fileSet is what each file holds, by its path. Of an object that is in two
 // files, the one in the file that sorts first counts.
 type fileSet map[string]*contents
@@ -53,7 +88,7 @@ type fileSet map[string]*contents
 // since returns what is to be said to somebody who knows before. It looks only
 // at files that are not the same in both, so that its time does not grow with
 // what did not change.
-func (now fileSet) since(before fileSet, twice func(object any, second string)) service.Changes {
+func (now fileSet) since(before fileSet, twice func(object any, first, second string)) service.Changes {
 	var changed []string
 	for name := range now {
 		if before[name] != now[name] {
@@ -78,7 +113,7 @@ func (f fileSet) sorted() []string { return slices.Sorted(maps.Keys(f)) }
 // difference names the files of which something may differ, and all, sorted.
 type difference struct {
 	changed, now, before []string
-	twice                func(object any, second string)
+	twice                func(object any, first, second string)
 }
 
 func differing[K comparable, V any](d difference, now, before fileSet, of func(*contents) map[K]*V) (set []*V, gone []K) {
@@ -115,15 +150,16 @@ func differing[K comparable, V any](d difference, now, before fileSet, of func(*
 }
 
 // first returns the object that counts, or nil.
-func first[K comparable, V any](files fileSet, names []string, key K, of func(*contents) map[K]*V, twice func(object any, second string)) (found *V) {
+func first[K comparable, V any](files fileSet, names []string, key K, of func(*contents) map[K]*V, twice func(object any, first, second string)) (found *V) {
+	at := ""
 	for _, name := range names {
 		o := of(files[name])[key]
 		switch {
 		case o == nil:
 		case found == nil:
-			found = o
+			found, at = o, name
 		case twice != nil:
-			twice(key, name)
+			twice(key, at, name)
 		}
 	}
 	return found

@@ -71,7 +71,8 @@ func convertService(in *v1.Service) (*service.Service, warnings) {
 	if in.Spec.ExternalTrafficPolicy == v1.ServiceExternalTrafficPolicyLocal {
 		out.ExternalPolicy = service.PolicyLocal
 	}
-	out.AffinityTimeout = affinityTimeout(&in.Spec)
+	w.values(in)
+	out.AffinityTimeout = w.affinityTimeout(&in.Spec)
 	for i, p := range in.Spec.Ports {
 		field := fmt.Sprintf("spec.ports[%d]", i)
 		proto, ok := w.protocol(field, p.Protocol)
@@ -93,13 +94,20 @@ func convertService(in *v1.Service) (*service.Service, warnings) {
 	return out, w
 }
 
-func affinityTimeout(spec *v1.ServiceSpec) time.Duration {
+// maxAffinity is the API's limit of a timeout, in seconds: a day.
+const maxAffinity = 86400
+
+func (w *warnings) affinityTimeout(spec *v1.ServiceSpec) time.Duration {
 	if spec.SessionAffinity != v1.ServiceAffinityClientIP {
 		return 0
 	}
 	seconds := v1.DefaultClientIPServiceAffinitySeconds
 	if c := spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
-		seconds = *c.ClientIP.TimeoutSeconds
+		if given := *c.ClientIP.TimeoutSeconds; given > 0 && given <= maxAffinity {
+			seconds = given
+		} else {
+			w.add("spec.sessionAffinityConfig.clientIP.timeoutSeconds", "%d: use 1 to %d; %d is used", given, maxAffinity, seconds)
+		}
 	}
 	return time.Duration(seconds) * time.Second
 }

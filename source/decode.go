@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 
 	v1 "k8s.io/api/core/v1"
 	discovery "k8s.io/api/discovery/v1"
@@ -23,36 +26,73 @@ type objects struct {
 	slices   []*service.EndpointSlice
 	nodes    []*service.Node
 	ignored  map[string]int // objects of other kinds, by kind
+	document int            // the one that is read, counted from 1
 	warnings []string
+}
+
+// notes are what is not used, in words.
+func (o *objects) notes() []string {
+	out := slices.Clone(o.warnings)
+	for _, kind := range slices.Sorted(maps.Keys(o.ignored)) {
+		_, name, _ := strings.Cut(kind, " ")
+		out = append(out, fmt.Sprintf("%s (%d)", name, o.ignored[kind]))
+	}
+	return out
 }
 
 // decode reads manifests: YAML with any number of documents, or JSON, holding
 // objects or lists of them. An error names the document, counted from 1, and
-// the field; then nothing of the file may be used.
+// the field, of the first that cannot be read; the others are returned with it.
 func decode(data []byte) (*objects, error) {
 	out := &objects{ignored: map[string]int{}}
 	next, plain := documents(data)
+	var errs []error
 	for n := 1; ; n++ {
+		out.document = n
 		doc, err := next()
 		if errors.Is(err, io.EOF) {
-			return out, nil
+			return out, firstOf(errs)
 		}
-		if err != nil {
-			return nil, fmt.Errorf("document %d: %w", n, err)
+		if err != nil { // where the next one begins is not known
+			return out, firstOf(append(errs, fmt.Errorf("document %d: %w", n, err)))
 		}
 		if !plain { // reading JSON as YAML takes many times as long
-			if doc, err = yaml.YAMLToJSON(doc); err != nil {
-				return nil, fmt.Errorf("document %d: %w", n, err)
-			}
+			doc, err = yaml.YAMLToJSON(doc)
 		}
-		if s := string(bytes.TrimSpace(doc)); s == "null" || s == "" {
+		if s := string(bytes.TrimSpace(doc)); err == nil && (s == "null" || s == "") {
 			continue // only comments
 		}
-		if err := out.add(doc); err != nil {
-			return nil, fmt.Errorf("document %d: %w", n, err)
+		if err == nil {
+			err = out.add(doc)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("document %d: %w", n, err))
 		}
 	}
 }
+
+// firstOf returns the first error, and how many more there are; nil for none.
+func firstOf(errs []error) error {
+	if len(errs) == 0 {
+		return nil
+	}
+	return DocumentErrors(errs)
+}
+
+// DocumentErrors are what is wrong with each document of a manifest that cannot be
+// read, or each item of a list in it.
+type DocumentErrors []error
+
+// Error names the first, and how many more there are.
+func (e DocumentErrors) Error() string {
+	if len(e) == 1 {
+		return e[0].Error()
+	}
+	return fmt.Sprintf("%v (and %d more)", e[0], len(e)-1)
+}
+
+// Unwrap gives each of them.
+func (e DocumentErrors) Unwrap() []error { return e }
 
 // documents returns a function that hands out one document after the other, and
 // whether they are JSON. Text that begins like JSON may be YAML in its flow
@@ -101,22 +141,31 @@ func (o *objects) add(doc []byte) error {
 		if err := unmarshal(doc, &in); err != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}
+		if in.Name == "" {
+			return nameless(what)
+		}
 		in.Namespace = namespaceOf(in.Namespace)
 		slice, w := convertEndpointSlice(&in)
+		if in.Labels[discovery.LabelServiceName] == "" {
+			w.add("metadata.labels", "%s is missing: it names the Service of these endpoints, and without it none uses them", discovery.LabelServiceName)
+		}
 		o.warn(what, w)
 		if slice != nil {
 			o.slices = append(o.slices, slice)
 		}
-		return nameless(what, in.Name)
+		return nil
 	case "v1 Node":
 		var in v1.Node
 		if err := unmarshal(doc, &in); err != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}
+		if in.Name == "" {
+			return nameless(what)
+		}
 		node, w := convertNode(&in)
 		o.warn(what, w)
 		o.nodes = append(o.nodes, node)
-		return nameless(what, in.Name)
+		return nil
 	}
 	if meta.Kind == "" || meta.APIVersion == "" {
 		return errors.New("apiVersion and kind are missing: this is no Kubernetes manifest")
@@ -130,6 +179,9 @@ func (o *objects) addService(doc []byte, what string) error {
 	if err := unmarshal(doc, &in); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
+	if in.Name == "" {
+		return nameless(what)
+	}
 	in.Namespace = namespaceOf(in.Namespace)
 	if in.Spec.ClusterIP == "" && len(in.Spec.ClusterIPs) == 0 && in.Spec.Type != v1.ServiceTypeExternalName {
 		return fmt.Errorf("%s: spec.clusterIP is missing: no API server is here to choose one; "+
@@ -138,7 +190,7 @@ func (o *objects) addService(doc []byte, what string) error {
 	svc, w := convertService(&in)
 	o.warn(what, w)
 	o.services = append(o.services, svc)
-	return nameless(what, in.Name)
+	return nil
 }
 
 // addList adds the items of a list. Those of a typed list may leave out their
@@ -150,11 +202,13 @@ func (o *objects) addList(doc []byte, list metav1.TypeMeta) error {
 	if err := unmarshal(doc, &in); err != nil {
 		return err
 	}
+	var errs []error
 	for i, item := range in.Items {
 		if kind, typed := itemKind[list.Kind]; typed {
 			var fields map[string]json.RawMessage
 			if err := unmarshal(item, &fields); err != nil {
-				return fmt.Errorf("items[%d]: %w", i, err)
+				errs = append(errs, fmt.Errorf("items[%d]: %w", i, err))
+				continue
 			}
 			if _, ok := fields["kind"]; !ok {
 				fields["kind"], _ = json.Marshal(kind)
@@ -163,17 +217,17 @@ func (o *objects) addList(doc []byte, list metav1.TypeMeta) error {
 			}
 		}
 		if err := o.add(item); err != nil {
-			return fmt.Errorf("items[%d]: %w", i, err)
+			errs = append(errs, fmt.Errorf("items[%d]: %w", i, err))
 		}
 	}
-	return nil
+	return firstOf(errs)
 }
 
 var itemKind = map[string]string{"ServiceList": "Service", "NodeList": "Node", "EndpointSliceList": "EndpointSlice"}
 
 func (o *objects) warn(what string, w warnings) {
 	for _, text := range w {
-		o.warnings = append(o.warnings, what+": "+text)
+		o.warnings = append(o.warnings, fmt.Sprintf("document %d: %s: %s", o.document, what, text))
 	}
 }
 
@@ -194,19 +248,21 @@ func namespaceOf(s string) string {
 	return s
 }
 
-func nameless(what, name string) error {
-	if name == "" {
-		return fmt.Errorf("%s: metadata.name is missing", what)
-	}
-	return nil
-}
+func nameless(what string) error { return fmt.Errorf("%s: metadata.name is missing", what) }
 
 // Decode reads manifests as [File] does and returns them as complete changes,
 // with what it passed over in words.
 func Decode(data []byte) (service.Changes, []string, error) {
-	o, err := decode(data)
+	c, notes, err := DecodeAll(data)
 	if err != nil {
 		return service.Changes{}, nil, err
 	}
-	return service.Changes{Complete: true, Services: o.services, EndpointSlices: o.slices, Nodes: o.nodes}, o.warnings, nil
+	return c, notes, nil
+}
+
+// DecodeAll is Decode, and returns what can be read beside the [DocumentErrors] of
+// what cannot.
+func DecodeAll(data []byte) (service.Changes, []string, error) {
+	o, err := decode(data)
+	return service.Changes{Complete: true, Services: o.services, EndpointSlices: o.slices, Nodes: o.nodes}, o.warnings, err
 }

@@ -2,6 +2,7 @@ package source
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,9 +11,8 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-	"syscall"
+	"sync/atomic"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -27,6 +27,14 @@ const (
 	// maxSettle bounds that for a directory in which something is always
 	// being written.
 	maxSettle = 500 * time.Millisecond
+	// standStill is how long a file must have been the same before it is believed
+	// in what half a file would say too: that objects are gone, or that text which
+	// was cut short is all there is.
+	standStill = time.Second
+	// startPatience is how long a file that cannot be read holds the others back
+	// at the start, and how long one that never could be read may be mended before
+	// the documents in it that can be read count without the others.
+	startPatience = 10 * time.Second
 	// rescan is how often files are looked at without being told to: a link
 	// may lead to where no watch reaches.
 	rescan = 5 * time.Second
@@ -36,40 +44,54 @@ const (
 // *.json files of a directory, and follows their changes, also through rename
 // and the symbolic links of ConfigMap volumes.
 //
-// A file that can not be read, or is empty, keeps what it held before; each
-// complaint is logged once. Until every file could be read once, nothing is
-// handed on: what the kernel has from an earlier run stays.
+// One bad file never stops the others. A file that cannot be read, is empty, is
+// larger than MaxSize or is no regular file keeps what it held before; each
+// complaint is logged once. At the start such a file holds the others back for
+// [startPatience]: what the kernel has from an earlier run stays so long. After
+// that the documents that can be read are used, and nothing else of it.
+//
+// What half of a file would say as well is believed only when the file has stood
+// still for a second ([standStill]): that an object is gone, and that a file which
+// was cut short in place, or that does not end with a line's end, is complete.
 type File struct {
-	Path string
-	Log  *slog.Logger
+	Path    string
+	MaxSize int64 // in bytes, of one file; 0 for [DefaultMaxFile]
+	Log     *slog.Logger
+	// NodeName, if set, is the Node that is warned about where manifests hold Nodes
+	// and this one is not among them.
+	NodeName string
 
-	files map[string]*file
-	begun bool            // something was handed on
-	twice map[string]bool // what was said of objects that are in two files
-	given fileSet         // what was handed on
+	startPatience time.Duration // for tests; 0 for the constant
+
+	files   map[string]*file
+	started time.Time
+	begun   bool            // something was handed on
+	twice   map[string]bool // what was said of objects that are in two files
+	given   fileSet         // what was handed on
+	health  atomic.Pointer[Health]
+	strange string // what is wrong with NodeName
 }
 
 // file is what is known of one file.
 type file struct {
-	stamp    stamp
+	stamp    stamp     // as it was last seen
+	since    time.Time // when it was first seen with that stamp
+	fresh    bool      // what it holds with that stamp was taken in
+	taken    stamp     // as it was when its content was last taken in
 	good     *contents // last readable content; nil if there never was any
+	held     *contents // objects that are gone from good, not yet confirmed
+	part     *contents // what can be read of a file that never could be as a whole
 	complain string    // what is wrong now; empty if nothing is
 	warned   string    // warnings that were logged
-}
-
-// stamp changes when a file is written or replaced.
-type stamp struct {
-	size    int64
-	mtime   time.Time
-	dev     uint64
-	inode   uint64
-	pointed string // what a link leads to
+	notes    []string  // those warnings, one by one
+	touched  bool      // an event told of it since it was last looked at
+	gone     bool      // not there any more; good is held until that is confirmed
 }
 
 // Run hands the whole content to emit at once, and then what changes, until ctx
 // ends, whose error it returns. emit is called from one goroutine.
 func (f *File) Run(ctx context.Context, emit func(service.Changes)) error {
-	f.files, f.twice = map[string]*file{}, map[string]bool{}
+	f.files, f.twice, f.started = map[string]*file{}, map[string]bool{}, time.Now()
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		return fmt.Errorf("watch %s: %w", f.Path, err)
@@ -80,18 +102,17 @@ func (f *File) Run(ctx context.Context, emit func(service.Changes)) error {
 	missing := ""
 	for {
 		f.watch(w)
-		changed, err := f.load()
+		next, err := f.load(time.Now())
 		switch {
 		case err != nil && err.Error() != missing:
 			missing = err.Error()
-			f.Log.Error("manifests can not be read; what works is kept", "path", f.Path, "error", err)
+			f.Log.Error("cannot read manifests; the current rules are kept", "path", f.Path, "error", err)
 		case err == nil:
 			missing = ""
-			if changed && f.complete() {
-				f.hand(emit)
-			}
+			f.hand(emit)
 		}
-		if err := f.wait(ctx, w, ticker.C); err != nil {
+		f.noteHealth(missing)
+		if err := f.wait(ctx, w, ticker.C, next); err != nil {
 			return err
 		}
 	}
@@ -99,17 +120,36 @@ func (f *File) Run(ctx context.Context, emit func(service.Changes)) error {
 
 // hand tells emit what differs from what it was told before.
 func (f *File) hand(emit func(service.Changes)) {
+	if !f.begun && !f.complete(time.Now()) {
+		return
+	}
 	now := fileSet{}
 	for name, known := range f.files {
-		now[name] = known.good
+		if known.good != nil {
+			now[name] = known.good
+		}
+		if known.held != nil {
+			now[heldBy(name)] = known.held
+		}
+	}
+	if f.begun && maps.Equal(now, f.given) {
+		return
 	}
 	c := now.since(f.given, f.sayTwice)
 	c.Complete = !f.begun
 	f.begun, f.given = true, now
-	emit(c)
+	f.checkNode()
+	if c.Complete || !c.Empty() {
+		emit(c)
+	}
 }
 
-func (f *File) sayTwice(object any, second string) {
+// sayTwice warns of an object that is in two files, or twice in one.
+func (f *File) sayTwice(object any, first, second string) {
+	known := f.files[first]
+	if isHeld(second) || known != nil && !known.fresh { // it may just be moving from one to the other
+		return
+	}
 	key := fmt.Sprint(object, " in ", second)
 	if !f.twice[key] {
 		f.twice[key] = true
@@ -131,8 +171,12 @@ func (f *File) watch(w *fsnotify.Watcher) {
 }
 
 // wait returns when something may have changed and then stood still.
-func (f *File) wait(ctx context.Context, w *fsnotify.Watcher, tick <-chan time.Time) error {
-	var quiet, limit <-chan time.Time
+// next is when something is to be looked at without an event, or zero.
+func (f *File) wait(ctx context.Context, w *fsnotify.Watcher, tick <-chan time.Time, next time.Time) error {
+	var quiet, limit, due <-chan time.Time
+	if !next.IsZero() {
+		due = time.After(time.Until(next))
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -143,12 +187,14 @@ func (f *File) wait(ctx context.Context, w *fsnotify.Watcher, tick <-chan time.T
 			return nil
 		case <-limit:
 			return nil
+		case <-due:
+			return nil
 		case err := <-w.Errors:
 			f.Log.Debug("watch", "path", f.Path, "error", err)
 			return nil
 		case ev := <-w.Events:
 			if known := f.files[ev.Name]; known != nil { // two writes may share a time stamp
-				known.stamp = stamp{}
+				known.touched = true
 			}
 			quiet = time.After(settle)
 			if limit == nil {
@@ -158,93 +204,133 @@ func (f *File) wait(ctx context.Context, w *fsnotify.Watcher, tick <-chan time.T
 	}
 }
 
-// load reads what changed since the last call. An error means that the path
-// itself is gone.
-func (f *File) load() (changed bool, err error) {
-	names, err := f.list()
+// load reads what changed since the last call, and returns when to look again
+// where no event will tell; zero for never. An error means that the path itself
+// is gone.
+func (f *File) load(now time.Time) (next time.Time, err error) {
+	names, err := Manifests(f.Path)
 	if err != nil {
-		return false, err
+		return next, err
 	}
 	if len(names) == 0 && !f.begun { // not yet mounted, perhaps; later on, it means that all were removed
-		return false, errors.New("no *.yaml, *.yml or *.json file is in it yet")
+		return next, errors.New("no *.yaml, *.yml or *.json file is in it yet")
 	}
 	present := map[string]bool{}
 	for _, name := range names {
 		present[name] = true
-		changed = f.read(name) || changed
+		next = sooner(next, f.look(name, now))
 	}
-	for name := range f.files {
+	for name, known := range f.files {
 		if !present[name] {
-			f.Log.Info("file is gone", "file", name)
-			delete(f.files, name)
-			changed = true
+			next = sooner(next, f.lookGone(name, known, now))
 		}
 	}
-	return changed, nil
+	return next, nil
 }
 
-// list returns the files to be read, sorted.
-func (f *File) list() ([]string, error) {
-	info, err := os.Stat(f.Path)
-	if err != nil {
-		return nil, err
-	}
-	if !info.IsDir() {
-		return []string{f.Path}, nil
-	}
-	entries, err := os.ReadDir(f.Path)
-	if err != nil {
-		return nil, err
-	}
-	var names []string
-	for _, e := range entries {
-		switch filepath.Ext(e.Name()) {
-		case ".yaml", ".yml", ".json":
-			if !strings.HasPrefix(e.Name(), ".") {
-				names = append(names, filepath.Join(f.Path, e.Name()))
-			}
-		}
-	}
-	return names, nil
-}
-
-// read takes in one file and reports whether what it holds changed.
-func (f *File) read(name string) bool {
-	now, err := stampOf(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false // between list and here; the next look will tell
+// look takes in one file, and returns when to look at it again; zero for when it
+// changes.
+func (f *File) look(name string, now time.Time) time.Time {
+	seen, err := stampOf(name)
+	if errors.Is(err, fs.ErrNotExist) && !isLink(name) {
+		return time.Time{} // between list and here; the next look will tell
 	}
 	known := f.files[name]
 	if known == nil {
 		known = &file{}
 		f.files[name] = known
 	}
-	if err == nil && now == known.stamp {
-		return false
+	if seen != known.stamp || known.since.IsZero() || known.touched {
+		known.stamp, known.since, known.touched, known.fresh = seen, now, false, false
 	}
-	var data []byte
-	if err == nil {
-		data, err = os.ReadFile(name)
+	still := known.stillAt()
+	switch {
+	case err != nil:
+		f.complain(name, known, err)
+		return f.confirm(name, known, still, now)
+	case known.fresh && !known.gone:
+		return f.confirm(name, known, still, now)
+	case known.cutShort() && now.Before(still):
+		return still
 	}
+	text, err := readRegular(name, cmp.Or(f.MaxSize, DefaultMaxFile))
+	if err == nil && !ended(text) && now.Before(still) {
+		return still
+	}
+	if after, _ := stampOf(name); after != seen {
+		return now.Add(maxSettle) // written while it was read
+	}
+	known.taken, known.fresh, known.gone = seen, true, false
+	f.take(name, known, text, err)
+	return f.confirm(name, known, still, now)
+}
+
+// take makes what is read the content of a file.
+func (f *File) take(name string, known *file, text []byte, err error) {
 	var next *objects
 	if err == nil {
-		next, err = decode(data)
+		next, err = decode(text)
 	}
-	if err == nil && len(bytes.TrimSpace(data)) == 0 {
+	if err == nil && len(bytes.TrimSpace(text)) == 0 {
 		err = errors.New("file is empty (to remove its objects, remove the file)")
 	}
-	known.stamp = now
+	twice := func(object any) { f.sayTwice(object, name, name) }
 	if err != nil {
 		f.complain(name, known, err)
-		return false
+		if known.part = nil; next != nil && known.good == nil {
+			known.part = contentsOf(next, nil, twice)
+		}
+		return
 	}
 	if known.complain != "" {
 		f.Log.Info("file is readable again", "file", name)
 		known.complain = ""
 	}
 	f.report(name, known, next)
-	known.good = contentsOf(next, known.good, func(object any) { f.sayTwice(object, name) })
-	return true
+	before := known.good
+	known.good, known.part = contentsOf(next, before, twice), nil
+	known.held = merge(before, known.held).without(known.good)
+}
+
+// confirm believes what a file that has stood still says, and returns when it
+// will have, if that is yet to be waited for.
+func (f *File) confirm(name string, known *file, still, now time.Time) time.Time {
+	switch {
+	case known.held != nil && now.Before(still):
+		return still
+	case known.held != nil:
+		known.held = nil
+	case known.good == nil && !f.begun:
+		return f.started.Add(f.patience())
+	case known.part != nil:
+		if end := known.since.Add(f.patience()); now.Before(end) {
+			return end
+		}
+		f.takePart(name, known)
+	}
+	return time.Time{}
+}
+
+// takePart uses what can be read of a file that never could be as a whole.
+func (f *File) takePart(name string, known *file) {
+	known.good, known.part = known.part, nil
+	f.Log.Error("file is used without what cannot be read in it", "file", name, "error", known.complain)
+}
+
+func (f *File) patience() time.Duration { return cmp.Or(f.startPatience, startPatience) }
+
+// lookGone takes in that a file is not there, and forgets it once it has been so
+// for a while: some programs write a file anew by removing it first.
+func (f *File) lookGone(name string, known *file, now time.Time) time.Time {
+	if !known.gone {
+		known.gone, known.since, known.stamp = true, now, stamp{}
+	}
+	if still := known.since.Add(standStill); known.good != nil && now.Before(still) {
+		return still
+	}
+	f.Log.Info("file is gone", "file", name)
+	delete(f.files, name)
+	return time.Time{}
 }
 
 // complain reports what is wrong with a file, once.
@@ -255,42 +341,40 @@ func (f *File) complain(name string, known *file, err error) {
 	known.complain = err.Error()
 	if known.good != nil {
 		f.Log.Error("file is ignored; the objects that it held are kept", "file", name, "error", err)
+	} else if !f.begun {
+		f.Log.Error("file cannot be read; nothing is programmed before it is fixed or removed", "file", name, "error", err, "patience", f.patience())
 	} else {
-		f.Log.Error("file can not be read; nothing is programmed before it is mended or removed", "file", name, "error", err)
+		f.Log.Error("file is ignored", "file", name, "error", err)
 	}
 }
 
 // report logs what of a readable file is not used.
 func (f *File) report(name string, known *file, next *objects) {
-	text := strings.Join(next.warnings, "; ")
-	for _, kind := range slices.Sorted(maps.Keys(next.ignored)) {
-		text += fmt.Sprintf("; %d of %s", next.ignored[kind], kind)
-	}
+	known.notes = next.notes()
+	text := strings.Join(known.notes, "; ")
 	if text != known.warned && text != "" {
-		f.Log.Warn("file holds what is not used", "file", name, "ignored", strings.TrimPrefix(text, "; "))
+		f.Log.Warn("ignoring objects, or parts of them, that nodeproxy does not use", "file", name, "ignored", text)
 	}
 	known.warned = text
 }
 
-// complete reports whether every file was readable at least once.
-func (f *File) complete() bool {
-	for _, known := range f.files {
-		if known.good == nil {
+// complete reports whether every file was readable at least once, or was waited
+// for long enough.
+func (f *File) complete(now time.Time) bool {
+	if len(f.files) == 0 {
+		return false
+	}
+	waited := !now.Before(f.started.Add(f.patience()))
+	for name, known := range f.files {
+		switch {
+		case known.good != nil:
+		case !waited:
 			return false
+		case known.part != nil:
+			f.takePart(name, known)
+		default:
+			f.Log.Error("going on without a file that cannot be read", "file", name, "error", known.complain)
 		}
 	}
 	return true
-}
-
-func stampOf(name string) (stamp, error) {
-	info, err := os.Stat(name)
-	if err != nil {
-		return stamp{}, err
-	}
-	s := stamp{size: info.Size(), mtime: info.ModTime()}
-	if sys, ok := info.Sys().(*syscall.Stat_t); ok {
-		s.dev, s.inode = uint64(sys.Dev), sys.Ino
-	}
-	s.pointed, _ = filepath.EvalSymlinks(name)
-	return s, nil
 }

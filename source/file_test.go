@@ -44,10 +44,16 @@ func (s *safeBuffer) String() string {
 
 func follow(t *testing.T, path string) *followed {
 	t.Helper()
+	return followFor(t, path, 0)
+}
+
+// followFor waits for patience for bad files.
+func followFor(t *testing.T, path string, patience time.Duration) *followed {
+	t.Helper()
 	f := &followed{t: t, changes: make(chan service.Changes, 100), log: &safeBuffer{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	file := &File{Path: path, Log: slog.New(slog.NewTextHandler(f.log, nil))}
+	file := &File{Path: path, Log: slog.New(slog.NewTextHandler(f.log, nil)), startPatience: patience}
 	go func() {
 		defer close(done)
 		file.Run(ctx, func(c service.Changes) { f.changes <- c })
@@ -112,7 +118,7 @@ func manifest(names ...string) string {
 	for _, name := range names {
 		docs = append(docs, fmt.Sprintf(minimal, name))
 	}
-	return strings.Join(docs, "\n---\n")
+	return strings.Join(docs, "\n---\n") + "\n"
 }
 
 func write(t *testing.T, path, text string) {
@@ -221,7 +227,7 @@ func TestMissingPathIsWaitedFor(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "later")
 	f := follow(t, dir)
 	f.quiet()
-	f.logged("manifests can not be read", 1)
+	f.logged("cannot read manifests", 1)
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}

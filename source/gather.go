@@ -52,9 +52,7 @@ func (g *gather) take(withoutNode bool) (c service.Changes, ok bool) {
 	c.Services, c.DeletedServices = g.services.take()
 	c.EndpointSlices, c.DeletedEndpointSlices = g.slices.take()
 	c.Nodes, c.DeletedNodes = g.nodes.take()
-	some := len(c.Services) + len(c.DeletedServices) + len(c.EndpointSlices) + len(c.DeletedEndpointSlices) +
-		len(c.Nodes) + len(c.DeletedNodes)
-	ok = c.Complete || some > 0
+	ok = c.Complete || !c.Empty()
 	g.begun = true
 	return c, ok
 }

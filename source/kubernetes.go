@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -44,9 +45,10 @@ type Kubernetes struct {
 	NodeName string
 	Log      *slog.Logger
 
-	gather *gather
-	link   apiLink
-	warned sync.Map // object in words to the warnings that were logged of it
+	gather   *gather
+	complete atomic.Bool // the first batch was handed on
+	link     apiLink
+	warned   sync.Map // object in words to the warnings that were logged of it
 }
 
 // Run hands what the API server holds to emit, complete at first and then by
@@ -79,6 +81,7 @@ func (k *Kubernetes) Run(ctx context.Context, emit func(service.Changes)) error 
 		}
 		if c, ok := k.gather.take(withoutNode); ok {
 			emit(c)
+			k.complete.Store(true)
 		}
 	}
 }

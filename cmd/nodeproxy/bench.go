@@ -275,7 +275,7 @@ func newBenchReportCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "report FILE",
 		Short: "Render the report of a result file once more",
-		Args:  cobra.ExactArgs(1),
+		Args:  between(1, 1, "name a result file", "bench report bench-results/RUN.jsonl"),
 		RunE:  func(cmd *cobra.Command, args []string) error { return report(args[0], cmd) },
 	}
 }

@@ -56,7 +56,7 @@ func (o *runOptions) chooseSource() error {
 // which is nil where there is none.
 func (o *runOptions) openSource(nodeName string, log *slog.Logger) (changeSource, kubernetes.Interface, error) {
 	if path, ok := strings.CutPrefix(o.source, filePrefix); ok {
-		return &source.File{Path: path, Log: log}, nil, nil
+		return &source.File{Path: path, MaxSize: o.maxManifest, NodeName: nodeName, Log: log}, nil, nil
 	}
 	klog.SetSlogLogger(log) // client-go's
 	o.client.UserAgent = "nodeproxy/" + versionNumber()

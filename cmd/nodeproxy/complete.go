@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"net/netip"
 	"strings"
 
@@ -96,4 +97,26 @@ func completeNamespaces(instance *string) completion {
 			return namespace, strings.HasPrefix(namespace, begun)
 		}), cobra.ShellCompDirectiveNoFileComp
 	}
+}
+
+// newCompletionCommand prints what a shell needs to complete our command lines.
+func newCompletionCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "completion",
+		Short:   "Print a completion script for a shell",
+		Example: "  source <(nodeproxy completion bash)",
+	}
+	for shell, write := range map[string]func(*cobra.Command, io.Writer) error{
+		"bash":       func(root *cobra.Command, w io.Writer) error { return root.GenBashCompletionV2(w, true) },
+		"zsh":        (*cobra.Command).GenZshCompletion,
+		"fish":       func(root *cobra.Command, w io.Writer) error { return root.GenFishCompletion(w, true) },
+		"powershell": (*cobra.Command).GenPowerShellCompletionWithDesc,
+	} {
+		cmd.AddCommand(&cobra.Command{
+			Use: shell, Short: "Print the completion script for " + shell, Args: cobra.NoArgs,
+			Example: "  nodeproxy completion " + shell,
+			RunE:    func(c *cobra.Command, _ []string) error { return write(c.Root(), c.OutOrStdout()) },
+		})
+	}
+	return cmd
 }

@@ -20,7 +20,7 @@ func newExplainCommand() *cobra.Command {
 	var a asking
 	var from, iface string
 	cmd := &cobra.Command{
-		Use:   "explain [--from ADDRESS|pod NAMESPACE/NAME|node] TO:PORT[/PROTOCOL]",
+		Use:   "explain [--from ADDRESS|pod NAMESPACE/NAME|node] ADDRESS:PORT|svc/[NAMESPACE/]NAME:PORT[/PROTOCOL]",
 		Short: "Tell what would become of a packet on this node, and why",
 		Long: `Tell what would become of the first packet of a flow on this node, and why: from what the
 running agent makes of the Services, step by step, in the same words in every mode; and from
@@ -31,17 +31,18 @@ kernel's answer differs from the agent's, that is said. Nothing is sent or chang
 Where no agent answers, the kernel alone is asked, and --from pod needs --source or
 --kubeconfig to find the Pod.`,
 		Example: `  nodeproxy explain 10.96.0.10:80
+  nodeproxy explain svc/default/web:80
   nodeproxy explain --from 10.244.1.7 10.96.0.10:53/UDP
   nodeproxy explain --from pod default/web-1 10.96.0.10:53/UDP
   nodeproxy explain --from 203.0.113.5 192.168.77.11:30080 -o json
   nodeproxy explain --source file:/etc/nodeproxy/manifests --from pod default/web-1 10.96.0.10:80   # without an agent`,
-		Args: cobra.RangeArgs(1, 2),
+		Args: between(1, 2, "say where the packet goes", "explain 10.96.0.10:80"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			from, to, err := explainArgs(from, args)
 			if err != nil {
 				return err
 			}
-			q, err := a.question(cmd.Context(), from, to, iface)
+			q, err := a.question(cmd, from, to, iface)
 			if err != nil {
 				return err
 			}
@@ -72,18 +73,21 @@ func explainArgs(from string, args []string) (source, to string, err error) {
 }
 
 // question reads what explain is asked. A Pod's address is asked for.
-func (a *asking) question(ctx context.Context, from, to, iface string) (admin.Question, error) {
-	target, protocol, ok := strings.Cut(to, "/")
-	if !ok {
-		protocol = service.TCP.String()
+func (a *asking) question(cmd *cobra.Command, from, to, iface string) (admin.Question, error) {
+	ctx := cmd.Context()
+	target, protocol, err := a.destination(cmd, to)
+	if err != nil {
+		return admin.Question{}, err
 	}
 	q := admin.Question{Interface: iface}
+	if iface != "" {
+		if _, err := net.InterfaceByName(iface); err != nil {
+			return q, fmt.Errorf("--interface %q: there is no such interface here", iface)
+		}
+	}
 	switch pod, isPod := strings.CutPrefix(from, "pod/"); {
 	case isPod:
-		dst, err := netip.ParseAddrPort(target)
-		if err != nil {
-			return q, fmt.Errorf("to %q: use ADDRESS:PORT", target)
-		}
+		dst := netip.MustParseAddrPort(target) // as destination has found
 		if q.From, err = a.podAddress(ctx, pod, service.FamilyOf(dst.Addr())); err != nil {
 			return q, err
 		}
@@ -178,4 +182,54 @@ func ownAddresses() (node service.NodeFacts, err error) {
 		}
 	}
 	return node, nil
+}
+
+// destination reads ADDRESS:PORT[/PROTOCOL], or svc/[NAMESPACE/]NAME:PORT[/PROTOCOL],
+// which stands for the Service's ClusterIP.
+func (a *asking) destination(cmd *cobra.Command, to string) (target, protocol string, err error) {
+	bad := fmt.Errorf("%q: use ADDRESS:PORT such as 10.96.0.10:80, or svc/[NAMESPACE/]NAME:PORT, and /UDP for UDP", to)
+	rest, isService := strings.CutPrefix(to, "svc/")
+	protocol = service.TCP.String()
+	if at := strings.LastIndex(rest, "/"); at > strings.LastIndex(rest, ":") {
+		rest, protocol = rest[:at], strings.ToUpper(rest[at+1:])
+	}
+	if !isService {
+		if _, err := netip.ParseAddrPort(rest); err != nil {
+			return "", "", bad
+		}
+		return rest, protocol, nil
+	}
+	text, port, ok := strings.Cut(rest, ":")
+	if !strings.Contains(text, "/") {
+		text = "default/" + text
+	}
+	name, err := parseName(text)
+	if err != nil || !ok || port == "" {
+		return "", "", bad
+	}
+	at, err := a.clusterIP(cmd, name, port, protocol)
+	return at.String(), protocol, err
+}
+
+// clusterIP is where a Service's port, a number or a name, is dialled.
+func (a *asking) clusterIP(cmd *cobra.Command, name service.Name, port, protocol string) (netip.AddrPort, error) {
+	f := endpointFinder{asking: *a}
+	if err := f.open(cmd); err != nil {
+		return netip.AddrPort{}, err
+	}
+	rows, err := f.frontends(cmd.Context())
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	found, dialled, err := choosePort(rows, name, port, protocol)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	for _, r := range rows {
+		addr, err := netip.ParseAddr(r.Address)
+		if r.Service == found && r.Kind == service.ClusterIP.String() && r.Protocol == protocol && err == nil {
+			return netip.AddrPortFrom(addr, dialled), nil
+		}
+	}
+	return netip.AddrPort{}, fmt.Errorf("service %s has no ClusterIP with port %s", name, port)
 }

@@ -48,25 +48,31 @@ type listing[T any] struct {
 
 func (l listing[T]) command() *cobra.Command {
 	var a asking
-	var only string
+	var only choice
 	cmd := &cobra.Command{
-		Use:     l.what,
+		Use:     l.what + " [[NAMESPACE/]NAME]",
 		Aliases: l.aliases,
 		Short:   l.short,
 		Long:    l.long,
 		Example: fmt.Sprintf("  nodeproxy get %s\n  nodeproxy get %[1]s -o wide --service default/web\n  nodeproxy get %[1]s -o json", l.what),
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Args:    between(0, 1, "", "get "+l.what+" default/web"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := only.take(args); err != nil {
+				return err
+			}
 			rows, err := l.get(cmd, &a)
 			if err != nil {
 				return err
 			}
-			rows = slices.DeleteFunc(rows, func(r T) bool { return !isOfService(l.service(r), only) })
+			rows = slices.DeleteFunc(rows, func(r T) bool { return !only.has(l.service(r)) })
+			if len(rows) == 0 && only.service != "" && l.path == admin.PathServices {
+				return only.none()
+			}
 			return a.print(cmd.OutOrStdout(), rows, func(w io.Writer) { l.print(w, rows, a.output == "wide") })
 		},
 	}
 	a.register(cmd)
-	registerService(cmd, &only)
+	only.register(cmd)
 	return cmd
 }
 
@@ -84,6 +90,61 @@ func registerService(cmd *cobra.Command, only *string) {
 func isOfService(port, only string) bool {
 	name, _, _ := strings.Cut(port, ":")
 	return only == "" || only == name || only == port
+}
+
+// checkService returns what is wrong with a --service.
+func checkService(only string) error {
+	if only == "" {
+		return nil
+	}
+	name, _, _ := strings.Cut(only, ":")
+	if _, err := parseName(name); err != nil {
+		return fmt.Errorf("--service %q: use NAMESPACE/NAME, such as default/web", only)
+	}
+	return nil
+}
+
+// choice is which Services of a list are asked for, as kubectl has it.
+type choice struct {
+	service, namespace string
+	all                bool
+}
+
+func (c *choice) register(cmd *cobra.Command) {
+	registerService(cmd, &c.service)
+	cmd.Flags().StringVarP(&c.namespace, "namespace", "n", "", "show only Services of this namespace")
+	cmd.Flags().BoolVarP(&c.all, "all-namespaces", "A", false, "show Services of all namespaces, which is the default")
+}
+
+// take takes in the argument [NAMESPACE/]NAME.
+func (c *choice) take(args []string) error {
+	if len(args) == 1 {
+		name := args[0]
+		if !strings.Contains(name, "/") {
+			name = cmp.Or(c.namespace, "default") + "/" + name
+		}
+		if c.service != "" && c.service != name {
+			return fmt.Errorf("%q and --service %s: name one Service", args[0], c.service)
+		}
+		if _, err := parseName(name); err != nil {
+			return fmt.Errorf("%q: use NAME or NAMESPACE/NAME, such as default/web", args[0])
+		}
+		c.service = name
+	}
+	if c.all && c.namespace != "" {
+		return fmt.Errorf("--namespace %s and --all-namespaces: use one of them", c.namespace)
+	}
+	return checkService(c.service)
+}
+
+// has reports whether a port, namespace/name:port, is asked for.
+func (c *choice) has(port string) bool {
+	return isOfService(port, c.service) && (c.namespace == "" || strings.HasPrefix(port, c.namespace+"/"))
+}
+
+// none is told where the Service that is asked for is not there.
+func (c *choice) none() error {
+	return fmt.Errorf("no Service %s on this node: nodeproxy get services lists those that there are", c.service)
 }
 
 // get asks the agent, or reads the kernel.

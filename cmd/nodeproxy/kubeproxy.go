@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -60,7 +61,7 @@ func (o *kubeProxyOptions) complete() {
 	o.metricsBindAddress = withPort(o.metricsBindAddress, metricsPort)
 }
 
-// validate returns what the user has to mend first.
+// validate returns what the user has to fix first.
 func (o *kubeProxyOptions) validate() error {
 	if o.oomScoreAdj < -1000 || o.oomScoreAdj > 1000 {
 		return fmt.Errorf("--oom-score-adj %d: use -1000 to 1000", o.oomScoreAdj)
@@ -166,7 +167,7 @@ func (o *runOptions) takeConfig() (*kubeProxyConfig, error) {
 func (o *runOptions) onlyThis(ctx context.Context, log *slog.Logger) (bool, error) {
 	switch {
 	case o.kubeProxy.cleanup:
-		return true, errors.Join(cleanUp(ctx, o.instance), iptables.RemoveKubeProxy(ctx))
+		return true, errors.Join(cleanUp(ctx, os.Stdout, o.instance), iptables.RemoveKubeProxy(ctx))
 	case o.kubeProxy.initOnly:
 		if err := requireRoot("nodeproxy run --init-only"); err != nil {
 			return true, err

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -136,9 +137,13 @@ func newLabExecCommand() *cobra.Command {
 		Use:     "exec PLACE -- COMMAND...",
 		Short:   "Run a command in a place of a lab",
 		Example: "  nodeproxy lab exec client -- curl http://192.168.77.11:30080/",
-		Args:    cobra.MinimumNArgs(2),
+		Args:    between(2, -1, "name a place and a command", "lab exec client -- curl http://192.168.77.11:30080/"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, err := lab.FindPlace(args[0]); err != nil {
+				return err
+			}
+			args, err := takeLabName(args, &name)
+			if err != nil {
 				return err
 			}
 			if os.Geteuid() != 0 {
@@ -158,6 +163,27 @@ func newLabExecCommand() *cobra.Command {
 	labNameFlag(cmd, &name)
 	cmd.Flags().SetInterspersed(false) // what follows PLACE is the command's
 	return cmd
+}
+
+// takeLabName takes --name out of what stands between a place and --: a flag there is
+// ours, as with kubectl exec, and behind -- the command's.
+func takeLabName(args []string, name *string) ([]string, error) {
+	rest := args[1:]
+	for len(rest) > 0 {
+		value, ok := strings.CutPrefix(rest[0], "--name=")
+		switch {
+		case ok:
+			rest = rest[1:]
+		case rest[0] == "--name" && len(rest) > 1:
+			value, rest = rest[1], rest[2:]
+		case rest[0] == "--name":
+			return nil, errors.New("--name needs a value: use a name of a lab")
+		default:
+			return append([]string{args[0]}, rest...), nil
+		}
+		*name = value
+	}
+	return nil, fmt.Errorf("name a command: nodeproxy lab exec %s -- curl http://192.168.77.11:30080/", args[0])
 }
 
 // execIn runs a command with this process's standard streams. Its failure is

@@ -4,10 +4,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"syscall"
 )
@@ -19,10 +17,9 @@ func main() {
 	if err == nil {
 		return
 	}
-	var exit *exec.ExitError // a command that was run for the user: its status is the answer
-	if errors.As(err, &exit) && exit.ExitCode() >= 0 {
-		os.Exit(exit.ExitCode())
+	code, message := exitOf(err)
+	if message != "" {
+		fmt.Fprintln(os.Stderr, "nodeproxy:", message)
 	}
-	fmt.Fprintln(os.Stderr, "nodeproxy:", err)
-	os.Exit(1)
+	os.Exit(code)
 }

@@ -14,7 +14,7 @@ func newManCommand() *cobra.Command {
 		Use:     "man DIRECTORY",
 		Short:   "Write man pages of all commands",
 		Example: "  nodeproxy man /usr/share/man/man8",
-		Args:    cobra.ExactArgs(1),
+		Args:    between(1, 1, "say where to write them", "man /usr/share/man/man8"),
 		Hidden:  true, // for who makes packages
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := os.MkdirAll(args[0], 0o755); err != nil {

@@ -24,6 +24,7 @@ import (
 	"github.com/nodeproxy/nodeproxy/health"
 	"github.com/nodeproxy/nodeproxy/metrics"
 	"github.com/nodeproxy/nodeproxy/service"
+	"github.com/nodeproxy/nodeproxy/source"
 )
 
 // observer tells the world how the agent is: health, metrics, events.
@@ -42,8 +43,11 @@ type observer struct {
 	eligible atomic.Bool // load balancers may use this node
 	needNode bool        // a node that the source does not know is not eligible
 	last     atomic.Pointer[admin.Sync]
+	refused  atomic.Pointer[map[service.Name]string]
+	syncing  atomic.Pointer[time.Time] // when the sync began that runs now
 	started  time.Time
 
+	source    healthySource
 	nodeName  string
 	dataplane dataplane.Dataplane
 }
@@ -99,7 +103,12 @@ func (o *observer) watch(loop *dataplane.Loop) {
 		o.syncs.Queued(time.Now())
 		o.metrics.Queued()
 	}
+	loop.Syncing = func() {
+		now := time.Now()
+		o.syncing.Store(&now)
+	}
 	loop.Synced = func(r dataplane.Report) {
+		o.syncing.Store(nil)
 		last := &admin.Sync{At: time.Now(), Kind: "partial", Duration: r.Duration}
 		if r.Full {
 			last.Kind = "full"
@@ -110,9 +119,10 @@ func (o *observer) watch(loop *dataplane.Loop) {
 			last.Error = r.Err.Error()
 		}
 		o.last.Store(last)
+		o.refused.Store(&r.Refused)
 		o.checks.Update(r.Table)
 		o.openHealthPorts(&r)
-		o.metrics.Synced(metrics.Sync{Err: r.Err, Full: r.Full, Changed: r.Services, Duration: r.Duration, Table: r.Table})
+		o.metrics.Synced(metrics.Sync{Err: r.Err, Full: r.Full, Changed: r.Services, Duration: r.Duration, Table: r.Table, Refused: len(r.Refused)})
 		synced(r)
 	}
 }
@@ -147,7 +157,7 @@ func (o *observer) serve(ctx context.Context, group *errgroup.Group) {
 	servers := []*server{
 		{what: "health", addr: k.healthzBindAddress, handler: o.proxy.Handler(),
 			failed: o.events.serverFailed("FailedToStartProxierHealthcheck")},
-		{what: "metrics", addr: k.metricsBindAddress, handler: o.metricsHandler(),
+		{what: "metrics", addr: k.metricsBindAddress, handler: o.metricsHandler(), slow: true,
 			failed: o.events.serverFailed("FailedToStartMetricServer")},
 	}
 	for _, s := range servers {
@@ -200,11 +210,21 @@ func nodeReference(name string) *v1.ObjectReference {
 	return &v1.ObjectReference{Kind: "Node", Name: name, UID: types.UID(name)}
 }
 
+// healthySource is a source that tells how it is.
+type healthySource interface{ Health() source.Health }
+
 // status is what nodeproxy status shows, but for what the Table says.
 func (o *observer) status() admin.Status {
 	s := admin.Status{
 		Version: versionNumber(), PID: os.Getpid(), Started: o.started, Mode: o.mode, Node: o.nodeName, Instance: o.opts.instance,
-		ModeReason: o.whyMode, Source: o.opts.source, Healthy: o.proxy.Healthy(), Eligible: o.eligible.Load(), LastSync: o.last.Load(),
+		ModeReason: o.whyMode, Source: o.opts.source, Healthy: o.proxy.Healthy(), Eligible: o.eligible.Load(), LastSync: o.last.Load(), Syncing: o.syncing.Load(),
+	}
+	if o.source != nil {
+		h := o.source.Health()
+		s.SourceProblem, s.Ignored = h.Problem, h.Ignored
+	}
+	if r := o.refused.Load(); r != nil {
+		s.AddRefused(dataplane.ReasonRefused, *r)
 	}
 	if err := o.path.Err(time.Now()); err != nil {
 		s.DataPath = err.Error()

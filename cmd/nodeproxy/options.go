@@ -19,6 +19,7 @@ import (
 // runOptions are the flags of nodeproxy run, as they were typed.
 type runOptions struct {
 	mode, source                 string
+	maxManifest                  int64 // bytes
 	client                       source.ClientOptions
 	kubeProxy                    kubeProxyOptions
 	flags                        *pflag.FlagSet // all of these, as they are in force
@@ -63,6 +64,7 @@ func (o *runOptions) register(f *pflag.FlagSet) {
 	o.flags = f
 	f.StringVar(&o.mode, "mode", modeAuto, "how to program the kernel: iptables, ebpf, or auto")
 	f.StringVar(&o.source, "source", "", "where Services come from: kubernetes, or file:PATH, a manifest file or a directory of them (default kubernetes in a cluster or with --kubeconfig)")
+	f.Int64Var(&o.maxManifest, "max-manifest-size", source.DefaultMaxFile, "bytes above which a manifest file is not read, with --source file:PATH")
 	registerClient(f, &o.client)
 	o.kubeProxy.register(f)
 	f.StringVar(&o.hostname, "hostname-override", "", "name of this Node, where it is not the host name")
@@ -106,8 +108,10 @@ func registerInstance(f *pflag.FlagSet, instance *string) {
 	f.StringVar(instance, "instance", defaultInstance, "name of this agent, for what it owns in the kernel")
 }
 
-// validate returns what the user has to mend first.
+// validate completes what may be left out, and returns what the user has to fix
+// first.
 func (o *runOptions) validate() error {
+	o.kubeProxy.complete()
 	switch o.mode {
 	case modeIPTables, modeEBPF, modeAuto:
 	default:
@@ -141,6 +145,9 @@ func (o *runOptions) validate() error {
 	}
 	if o.masqueradeBit < 0 || o.masqueradeBit > 31 {
 		return fmt.Errorf("--iptables-masquerade-bit %d: use 0 to 31", o.masqueradeBit)
+	}
+	if o.maxManifest <= 0 {
+		return fmt.Errorf("--max-manifest-size %d: use more than 0 bytes, such as %d", o.maxManifest, source.DefaultMaxFile)
 	}
 	if o.drainPoll <= 0 {
 		return fmt.Errorf("--drain-poll %v: use more than 0", o.drainPoll)
@@ -196,12 +203,22 @@ func (o *runOptions) node() (service.Options, error) {
 		}
 		out.NodeIPs = append(out.NodeIPs, a.Unmap())
 	}
+	if err := oneOfAFamily("--node-ip", o.nodeIPs, out.NodeIPs[:min(len(o.nodeIPs), len(out.NodeIPs))]); err != nil {
+		return out, err
+	}
 	for _, s := range o.clusterCIDRs {
 		p, err := netip.ParsePrefix(s)
 		if err != nil {
 			return out, fmt.Errorf("--cluster-cidr %q: use a CIDR such as 10.244.0.0/16", s)
 		}
 		out.ClusterCIDRs = append(out.ClusterCIDRs, p)
+	}
+	var first []netip.Addr
+	for _, p := range out.ClusterCIDRs {
+		first = append(first, p.Addr())
+	}
+	if err := oneOfAFamily("--cluster-cidr", o.clusterCIDRs, first); err != nil {
+		return out, err
 	}
 	for _, s := range o.externalIPCIDRs {
 		p, err := netip.ParsePrefix(s)
@@ -211,6 +228,19 @@ func (o *runOptions) node() (service.Options, error) {
 		out.ExternalIPCIDRs = append(out.ExternalIPCIDRs, p.Masked())
 	}
 	return out, out.Validate()
+}
+
+// oneOfAFamily refuses a second value of a family, which would mean nothing.
+func oneOfAFamily(flag string, texts []string, addrs []netip.Addr) error {
+	var seen [2]string
+	for i, a := range addrs {
+		f := service.FamilyOf(a.Unmap())
+		if seen[f] != "" {
+			return fmt.Errorf("%s %s: %s and %s are both %s; use one of each family at most", flag, strings.Join(texts, ","), seen[f], texts[i], f)
+		}
+		seen[f] = texts[i]
+	}
+	return nil
 }
 
 // logger writes to standard error, so that output stays apart from it.

@@ -5,11 +5,8 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -20,6 +17,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/nodeproxy/nodeproxy/service"
+	"github.com/nodeproxy/nodeproxy/source"
 )
 
 // podFinder finds the addresses of a Pod in the agent's source. An agent may
@@ -29,6 +27,8 @@ import (
 type podFinder struct {
 	client    kubernetes.Interface // nil: files
 	manifests string               // a file or a directory
+
+	maxManifest int64 // in bytes; 0 for the default
 }
 
 // find returns the addresses of a Pod, one of each family at most.
@@ -84,23 +84,18 @@ func unique(all []netip.Addr) []netip.Addr {
 
 // inFiles looks into every manifest of the source.
 func (p *podFinder) inFiles(pod service.Name) ([]netip.Addr, error) {
-	var found []netip.Addr
-	err := filepath.WalkDir(p.manifests, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(path)) {
-			return err
-		}
-		data, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		found = append(found, podInManifest(data, pod)...)
-		return nil
-	})
+	names, err := source.Manifests(p.manifests)
 	if err != nil {
 		return nil, fmt.Errorf("read manifests: %w", err)
 	}
+	var found []netip.Addr
+	for _, name := range names {
+		if data, err := source.ReadFile(name, p.maxManifest); err == nil { // the source has told of the others
+			found = append(found, podInManifest(data, pod)...)
+		}
+	}
 	if len(found) == 0 {
-		return nil, fmt.Errorf("pod %s is no endpoint in the manifests of %s; give its address instead", pod, p.manifests)
+		return nil, fmt.Errorf("pod %s is not an endpoint of any Service in %s; use its IP address", pod, p.manifests)
 	}
 	return unique(found), nil
 }

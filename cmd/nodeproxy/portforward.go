@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -41,7 +42,7 @@ number or name, a Pod's by number; LOCAL is the same number unless given, and 0 
 		Example: `  nodeproxy port-forward svc/web 8080:80
   nodeproxy port-forward -n kube-system svc/kube-dns 5353:53/UDP
   nodeproxy port-forward pod/web-1 :8080`,
-		Args: cobra.MinimumNArgs(2),
+		Args: portForwardArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			kind, name, err := parseTarget(args[0])
 			if err != nil {
@@ -67,6 +68,20 @@ number or name, a Pod's by number; LOCAL is the same number unless given, and 0 
 	registerNamespace(cmd, &namespace, &f.instance)
 	cmd.Flags().StringSliceVar(&addresses, "address", []string{"127.0.0.1"}, "addresses to listen on; others than loopback open the endpoint to the network")
 	return cmd
+}
+
+// portForwardArgs says which of the two is missing.
+func portForwardArgs(_ *cobra.Command, args []string) error {
+	switch len(args) {
+	case 0:
+		return errors.New("forward to what? nodeproxy port-forward svc/web 8080:80")
+	case 1:
+		if _, _, err := parseTarget(args[0]); err != nil {
+			return err
+		}
+		return fmt.Errorf("which port? nodeproxy port-forward %s 8080:80", args[0])
+	}
+	return nil
 }
 
 func registerNamespace(cmd *cobra.Command, namespace, instance *string) {
@@ -106,6 +121,9 @@ func parseForwarding(s string) (f forwarding, err error) {
 	local, port, both := strings.Cut(ports, ":")
 	if !both {
 		port = local
+	}
+	if strings.Contains(port, ":") {
+		return fail()
 	}
 	f.local, f.port = local, port
 	if both && local == "" {
@@ -185,7 +203,7 @@ the API server does not. Requests by another name than localhost are refused.`,
 func (f *endpointFinder) serveProxy(cmd *cobra.Command, at string) error {
 	l, err := new(net.ListenConfig).Listen(cmd.Context(), "tcp", at)
 	if err != nil {
-		return fmt.Errorf("listen on %s: %w", at, err)
+		return listenError(at, err)
 	}
 	fmt.Fprintf(cmd.OutOrStdout(), "Starting to serve on %s\n", l.Addr())
 	srv := &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: &forward.Proxy{Find: func(r *http.Request, t forward.Target) (netip.AddrPort, error) {
@@ -205,4 +223,16 @@ func (f *endpointFinder) serveProxy(cmd *cobra.Command, at string) error {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
+}
+
+// listenError says what to do about an address that cannot be listened on.
+func listenError(at string, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("%s is in use by another process: use --port", at)
+	}
+	var op *net.OpError
+	if errors.As(err, &op) { // it names the address too
+		err = op.Err
+	}
+	return fmt.Errorf("listen on %s: %w", at, err)
 }

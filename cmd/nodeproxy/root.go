@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -19,22 +20,38 @@ Services lead to Pods, either with iptables chains or with eBPF programs.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
+	root.Version = versionText()
+	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(newRunCommand(), newCleanupCommand(), newCheckCommand(), newLabCommand(), newVersionCommand(),
 		newStatusCommand(), newGetCommand(), newExplainCommand(), newVerifyCommand(), newWatchCommand(), newTopCommand(),
-		newPortForwardCommand(), newProxyCommand(), newManCommand(), newBenchCommand())
+		newPortForwardCommand(), newProxyCommand(), newManCommand(), newBenchCommand(), newCompletionCommand(), newValidateCommand())
+	root.CompletionOptions.DisableDefaultCmd = true
+	explainUsage(root)
 	return root
 }
 
 func newVersionCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the version",
-		Args:  cobra.NoArgs,
+	var output string
+	cmd := &cobra.Command{
+		Use:     "version",
+		Short:   "Print the version",
+		Example: "  nodeproxy version\n  nodeproxy version -o json",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			fmt.Fprintln(cmd.OutOrStdout(), versionText())
-			return nil
+			a := asking{output: output}
+			v := versions{versionNumber(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
+			return a.print(cmd.OutOrStdout(), v, func(w io.Writer) { fmt.Fprintln(w, versionText()) })
 		},
 	}
+	cmd.Flags().StringVarP(&output, "output", "o", "", "json or yaml, for scripts")
+	return cmd
+}
+
+// versions are what nodeproxy version prints for scripts.
+type versions struct {
+	Version   string `json:"version"`
+	GoVersion string `json:"goVersion"`
+	Platform  string `json:"platform"`
 }
 
 // version is set by release builds: -ldflags "-X main.version=v1.2.3".

@@ -3,14 +3,10 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"runtime/debug"
 	"strings"
-	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -50,7 +46,6 @@ func run(ctx context.Context, opts *runOptions) error {
 	if err != nil {
 		return err
 	}
-	opts.kubeProxy.complete()
 	if err := opts.validate(); err != nil {
 		return err
 	}
@@ -68,6 +63,7 @@ func run(ctx context.Context, opts *runOptions) error {
 	if err := requireRoot("nodeproxy run"); err != nil {
 		return err
 	}
+	defer endInTime(ctx, log)()
 	src, client, err := opts.openSource(node.NodeName, log)
 	if err != nil {
 		return err
@@ -93,8 +89,8 @@ func run(ctx context.Context, opts *runOptions) error {
 	}
 	a := &agent{opts: opts, log: log, dataplane: dp, source: listed, node: node, config: config, inPlace: taken.finish, noConntrack: noConntrack,
 		observer: newObserver(opts, mode, node.NodeName, client, log)}
-	a.observer.nodeName, a.observer.dataplane, a.observer.whyMode = node.NodeName, dp, taken.why
-	a.pods = &podFinder{client: client, manifests: strings.TrimPrefix(opts.source, filePrefix)}
+	a.observer.nodeName, a.observer.dataplane, a.observer.source, a.observer.whyMode = node.NodeName, dp, src, taken.why
+	a.pods = &podFinder{client: client, manifests: strings.TrimPrefix(opts.source, filePrefix), maxManifest: opts.maxManifest}
 	if err := a.observer.collect(dp); err != nil {
 		return err
 	}
@@ -108,6 +104,7 @@ func run(ctx context.Context, opts *runOptions) error {
 // changeSource is where Services come from.
 type changeSource interface {
 	Run(ctx context.Context, emit func(service.Changes)) error
+	healthySource
 }
 
 // listening is a source at work. It lists while the dataplane is set up: the one
@@ -288,32 +285,6 @@ func unsupported(dp dataplane.Dataplane) int {
 		return d.Unsupported()
 	}
 	return 0
-}
-
-// lockPatience is how long an agent waits for the lock of one that was just
-// killed: its threads do not all end at the same moment.
-const lockPatience = time.Second
-
-// lockNode keeps a second agent, of whatever instance, out of this network
-// namespace, to which abstract socket names belong: the rules there can follow
-// only one. The kernel frees it when the process ends, however it ends.
-func lockNode(ctx context.Context) (net.Listener, error) {
-	for deadline := time.Now().Add(lockPatience); ; {
-		lock, err := net.Listen("unix", "@nodeproxy/lock")
-		switch {
-		case err == nil:
-			return lock, nil
-		case !errors.Is(err, syscall.EADDRINUSE):
-			return nil, fmt.Errorf("take the lock of this network namespace: %w", err)
-		case time.Now().After(deadline):
-			return nil, errors.New("an agent runs in this network namespace already: stop it first")
-		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
 }
 
 // saveMemory gives back what only a start needed. From now on an agent allocates

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/nodeproxy/nodeproxy/health"
 )
 
 // bindRetry is how often an address that can not be bound is tried again
@@ -41,7 +43,7 @@ func checkBindAddress(s string) error {
 		_, err = netip.ParseAddr(host)
 	}
 	if err != nil {
-		return errors.New("use ADDRESS:PORT, such as 127.0.0.1:10249")
+		return errors.New("use an IP address, or ADDRESS:PORT such as 127.0.0.1:10249")
 	}
 	return nil
 }
@@ -52,6 +54,7 @@ type server struct {
 	addr     string
 	handler  http.Handler
 	hardFail bool
+	slow     bool // answers may take long, as a profile does
 	// failed, if set, is told that the address can not be bound.
 	failed func(error)
 	log    *slog.Logger
@@ -66,10 +69,13 @@ func (s *server) run(ctx context.Context) error {
 	if err != nil || l == nil {
 		return err
 	}
-	srv := &http.Server{Handler: s.handler, ReadHeaderTimeout: 10 * time.Second}
+	srv := health.NewServer(s.handler)
+	if s.slow {
+		srv.ReadTimeout = 0
+	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
-	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := srv.Serve(health.LimitConnections(l, health.MaxConnections)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve %s: %w", s.what, err)
 	}
 	return nil

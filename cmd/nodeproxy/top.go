@@ -32,6 +32,9 @@ terminal, one table is printed. What is counted in each mode is told in docs/ope
 		Example: "  nodeproxy top\n  nodeproxy top --sort drops | head\n  nodeproxy top -o json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if every <= 0 {
+				return fmt.Errorf("--interval %v: use more than 0, such as 2s", every)
+			}
 			key, ok := topKeys[by]
 			if !ok {
 				return fmt.Errorf("--sort %q: use connections, bytes, drops or name", by)
@@ -48,6 +51,11 @@ terminal, one table is printed. What is counted in each mode is told in docs/ope
 			if a.output != "" || !isFile || !term.IsTerminal(int(screen.Fd())) {
 				m := newTopModel(read, every, key)
 				m.take(rows, time.Now())
+				if a.output == "" { // rates need a second look
+					if rows, err = m.again(cmd.Context(), rows); err != nil {
+						return err
+					}
+				}
 				return a.print(cmd.OutOrStdout(), rows, func(w io.Writer) { fmt.Fprint(w, m.table()) })
 			}
 			m := newTopModel(read, every, key)
@@ -83,8 +91,31 @@ func (a *asking) counts(cmd *cobra.Command) (func(context.Context) ([]view.Count
 }
 
 // topLine is a Service, or a backend, as top shows it.
+// againPatience bounds the wait for a second reading of the counters.
+const againPatience = 10 * time.Second
+
+// again looks until the counters were read once more, and takes that in.
+func (m *topModel) again(ctx context.Context, first []view.Count) (rows []view.Count, err error) {
+	for deadline := time.Now().Add(againPatience); ; {
+		select {
+		case <-ctx.Done():
+			return first, ctx.Err()
+		case <-time.After(m.every):
+		}
+		if rows, err = m.read(ctx); err != nil {
+			return nil, err
+		}
+		old := len(rows) > 0 && len(first) > 0 && !rows[0].At.IsZero() && rows[0].At.Equal(first[0].At)
+		if !old || time.Now().After(deadline) {
+			m.take(rows, time.Now())
+			return rows, nil
+		}
+	}
+}
+
 type topLine struct {
 	key, name, protocol string
+	noBytes             bool
 	view.Traffic
 	perSecond view.Traffic
 }
@@ -102,13 +133,21 @@ func tableOf(what string, lines []topLine, at int) string {
 			mark = "> "
 		}
 		fmt.Fprintf(w, "%s%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\t%s\n", mark, l.name, l.protocol, l.Connections, l.perSecond.Connections,
-			l.Drops, l.perSecond.Drops, size(l.Bytes[0]), size(l.Bytes[1]), size(l.perSecond.Bytes[0]+l.perSecond.Bytes[1]))
+			l.Drops, l.perSecond.Drops, l.size(l.Bytes[0]), l.size(l.Bytes[1]), l.size(l.perSecond.Bytes[0]+l.perSecond.Bytes[1]))
 	}
 	_ = w.Flush() // into memory
 	return out.String()
 }
 
 // size prints bytes for people.
+// size writes a number of bytes, or that nobody counts them.
+func (l *topLine) size(n uint64) string {
+	if l.noBytes && n == 0 {
+		return "?"
+	}
+	return size(n)
+}
+
 func size(n uint64) string {
 	for _, unit := range []struct {
 		name string

@@ -29,16 +29,23 @@ type topModel struct {
 	err   error
 
 	rows   []view.Count
-	seen   map[string]view.Traffic // at the look before, by key of a line
+	seen   map[string]counted // at the look before, by key of a line
 	rates  map[string]view.Traffic
 	at     time.Time
 	opened string // key of the Service whose backends are shown
 	cursor int
 	height int
+	width  int
+}
+
+// counted is what a line showed, and when it was counted.
+type counted struct {
+	view.Traffic
+	at time.Time
 }
 
 func newTopModel(read func(context.Context) ([]view.Count, error), every time.Duration, order func(a, b *topLine) int) *topModel {
-	return &topModel{read: read, every: every, order: order, seen: map[string]view.Traffic{}, rates: map[string]view.Traffic{}}
+	return &topModel{read: read, every: every, order: order, seen: map[string]counted{}, rates: map[string]view.Traffic{}}
 }
 
 // looked is the answer to a look.
@@ -69,7 +76,7 @@ func (m *topModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		m.take(msg.rows, msg.at)
 		return m, m.later()
 	case tea.WindowSizeMsg:
-		m.height = msg.Height
+		m.height, m.width = msg.Height, msg.Width
 	case tea.KeyPressMsg:
 		return m, m.key(msg.String())
 	}
@@ -103,12 +110,18 @@ func (m *topModel) key(k string) tea.Cmd {
 
 // take notes a look, and what came since the one before.
 func (m *topModel) take(rows []view.Count, now time.Time) {
-	seen := map[string]view.Traffic{}
-	seconds := now.Sub(m.at).Seconds()
-	note := func(key string, t view.Traffic) {
-		seen[key] = t
+	seen := map[string]counted{}
+	note := func(key string, t view.Traffic, at time.Time) {
+		if at.IsZero() {
+			at = now
+		}
 		before, ok := m.seen[key]
-		if !ok || seconds <= 0 {
+		seconds := at.Sub(before.at).Seconds()
+		if ok && seconds <= 0 { // the same reading once more: its rate stands
+			seen[key] = before
+			return
+		}
+		if seen[key] = (counted{t, at}); !ok {
 			return
 		}
 		since := func(now, before uint64) uint64 { return uint64(float64(now-min(now, before))/seconds + 0.5) }
@@ -119,9 +132,9 @@ func (m *topModel) take(rows []view.Count, now time.Time) {
 		m.rates[key] = rate
 	}
 	for _, r := range rows {
-		note(keyOf(&r), r.Traffic)
+		note(keyOf(&r), r.Traffic, r.At)
 		for _, b := range r.Backends {
-			note(keyOf(&r)+b.Address, b.Traffic)
+			note(keyOf(&r)+b.Address, b.Traffic, r.At)
 		}
 	}
 	m.rows, m.seen, m.at = rows, seen, now
@@ -138,10 +151,10 @@ func (m *topModel) lines() []topLine {
 		key := keyOf(r)
 		switch m.opened {
 		case "":
-			out = append(out, topLine{key, r.Name, r.Protocol + "/" + r.FamilyIs, r.Traffic, m.rates[key]})
+			out = append(out, topLine{key, r.Name, r.Protocol + "/" + r.FamilyIs, r.NoBytes, r.Traffic, m.rates[key]})
 		case key:
 			for _, b := range r.Backends {
-				out = append(out, topLine{key + b.Address, b.Address, r.Protocol, b.Traffic, m.rates[key+b.Address]})
+				out = append(out, topLine{key + b.Address, b.Address, r.Protocol, r.NoBytes, b.Traffic, m.rates[key+b.Address]})
 			}
 		}
 	}
@@ -166,7 +179,7 @@ func (m *topModel) content() string {
 		head += fmt.Sprintf("%d ports of Services", len(lines))
 	}
 	first := 0
-	if room := m.height - 4; room > 0 && len(lines) > room { // around the cursor
+	if room := max(1, m.height-frameLines); m.height > 0 && len(lines) > room { // around the cursor
 		first = max(0, min(m.cursor-room/2, len(lines)-room))
 		lines = lines[first : first+room]
 	}
@@ -177,5 +190,21 @@ func (m *topModel) content() string {
 			none = "  none has had a flow yet\n"
 		}
 	}
-	return head + "\n\n" + tableOf(what, lines, m.cursor-first) + none + "\n" + keys + "  [c]onnections [b]ytes [d]rops [n]ame  [q]uit"
+	return clip(head+"\n\n"+tableOf(what, lines, m.cursor-first)+none+"\n"+keys+"  [c]onnections [b]ytes [d]rops [n]ame  [q]uit", m.width)
+}
+
+// frameLines are what stands around the lines: a head, the heading, the keys, and
+// two empty ones.
+const frameLines = 5
+
+// clip shows what is too wide for the screen as cut off, instead of cutting it in
+// silence. width is 0 where it is not known.
+func clip(text string, width int) string {
+	lines := strings.Split(text, "\n")
+	for i, line := range lines {
+		if runes := []rune(line); width > 0 && len(runes) > width {
+			lines[i] = string(runes[:width-1]) + "…"
+		}
+	}
+	return strings.Join(lines, "\n")
 }

@@ -36,8 +36,14 @@ should hold: give those that the agent had. Nothing is changed then.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			a.instance = o.instance
+			if err := errors.Join(validateInstance(a.instance), a.checkOutput()); err != nil {
+				return err
+			}
 			found, err := a.verify(cmd.Context())
 			mend := "nodeproxy verify --repair removes them at once"
+			if err == nil && o.source != "" {
+				fmt.Fprintln(cmd.ErrOrStderr(), "--source is ignored: an agent runs, and knows what the kernel should hold")
+			}
 			if errors.Is(err, admin.ErrNoAgent) {
 				if repair {
 					return fmt.Errorf("%w, and it is the agent that repairs: start it, and its first sync does", err)

@@ -64,6 +64,9 @@ beyond that, and all of it where no agent answers, is counted, once a second.`,
 
 // parse reads the addresses.
 func (f *eventFilter) parse() (err error) {
+	if err := checkService(f.service); err != nil {
+		return err
+	}
 	if f.from != "" {
 		if f.source, err = parseNetwork(f.from); err != nil {
 			return fmt.Errorf("--from %q: use an IP address or a CIDR", f.from)

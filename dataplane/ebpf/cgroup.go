@@ -17,7 +17,7 @@ import (
 )
 
 // ErrNoCgroup says that no cgroup v2 hierarchy is mounted.
-var ErrNoCgroup = errors.New("no cgroup v2 mount")
+var ErrNoCgroup = errors.New("no cgroup v2 mount (mount cgroup2, or use --mode iptables)")
 
 // findCgroup returns the mount point of the first cgroup2 mount.
 func findCgroup() (string, error) {

@@ -43,6 +43,9 @@ func (r *Reader) wanted(ctx context.Context, table *service.Table) (*contents, e
 	}
 	defer services.Close()
 	p := newPlanner(services.MaxEntries())
+	if p.limits, err = r.limits(); err != nil {
+		return nil, err
+	}
 	if p.kernel, err = r.contents(); err != nil {
 		return nil, err
 	}

@@ -10,9 +10,9 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf/rlimit"
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 
+	"github.com/nodeproxy/nodeproxy/dataplane/netevents"
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
@@ -77,6 +77,8 @@ func New(o Options) (*Dataplane, error) {
 		return nil, err
 	}
 	d := &Dataplane{o: o, features: f, objs: objs, filter: &flowFilter{maps: &objs.bpfMaps, dir: p.maps}, planner: newPlanner(objs.Services.MaxEntries()), lost: make(chan struct{}, 1)}
+	d.planner.limits = amounts{slots: int(objs.Backends.MaxEntries()), members: int(objs.Members.MaxEntries()),
+		frontends: int(objs.Frontends.MaxEntries()), ranges: int(objs.SourceRanges.MaxEntries())}
 	km := newKernelMaps(&objs.bpfMaps)
 	d.maps, d.read = km, km.read
 	if !o.Drain {
@@ -192,20 +194,14 @@ func (d *Dataplane) upgrade(ctx context.Context, table *service.Table) error {
 
 // watch follows interfaces and addresses as they come and go.
 func (d *Dataplane) watch(ctx context.Context) error {
-	links := make(chan netlink.LinkUpdate, 64)
-	addrs := make(chan netlink.AddrUpdate, 64)
-	failed := func(err error) {
-		if ctx.Err() == nil { // closing ends the subscription with an error
-			d.o.Logger.Warn("following interfaces", "error", err)
-		}
+	follower := &netevents.Follower{Namespace: &d.ns, Log: d.o.Logger}
+	links, err := follower.Links(ctx)
+	if err != nil {
+		return err
 	}
-	if err := netlink.LinkSubscribeWithOptions(links, ctx.Done(),
-		netlink.LinkSubscribeOptions{Namespace: &d.ns, ErrorCallback: failed}); err != nil {
-		return fmt.Errorf("follow interfaces: %w", err)
-	}
-	if err := netlink.AddrSubscribeWithOptions(addrs, ctx.Done(),
-		netlink.AddrSubscribeOptions{Namespace: &d.ns, ErrorCallback: failed}); err != nil {
-		return fmt.Errorf("follow addresses: %w", err)
+	addrs, err := follower.Addresses(ctx)
+	if err != nil {
+		return err
 	}
 	d.done.Add(1)
 	go d.follow(ctx, links, addrs)
@@ -214,53 +210,30 @@ func (d *Dataplane) watch(ctx context.Context) error {
 
 // follow runs on a thread of its own in the node's namespace, where indexes of
 // interfaces mean what they should. The thread ends with it.
-func (d *Dataplane) follow(ctx context.Context, links chan netlink.LinkUpdate, addrs chan netlink.AddrUpdate) {
+func (d *Dataplane) follow(ctx context.Context, links, addrs <-chan struct{}) {
 	defer d.done.Done()
 	runtime.LockOSThread()
 	if err := netns.Set(d.ns); err != nil {
 		d.o.Logger.Error("enter the node's network namespace", "error", err)
 		return
 	}
-	// Updates come in bursts, and may be lost; so look at everything, now and
-	// then unasked.
+	// Updates come in bursts, which are one here; look at everything, now and then
+	// unasked.
 	resync := time.NewTicker(30 * time.Second)
 	defer resync.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case _, ok := <-links:
-			if !ok {
-				links = nil
-				continue
-			}
-		case _, ok := <-addrs:
-			if !ok {
-				addrs = nil
-				continue
-			}
+		case <-links:
+		case <-addrs:
 		case <-resync.C:
 		}
-		drain(links)
-		drain(addrs)
 		d.mu.Lock()
 		if err := d.interfaces.refresh(); err != nil {
 			d.o.Logger.Warn("interfaces", "error", err)
 		}
 		d.mu.Unlock()
-	}
-}
-
-func drain[T any](c chan T) {
-	for {
-		select {
-		case _, ok := <-c:
-			if !ok {
-				return
-			}
-		default:
-			return
-		}
 	}
 }
 

@@ -58,6 +58,10 @@ type planner struct {
 	rerouted bool
 	nextID   uint32
 	maxID    uint32 // exclusive
+	// refused are Services that are left out, and why; limits what all others may
+	// have, and spent what they do.
+	refused       map[service.Name]string
+	limits, spent amounts
 }
 
 // portUse is a port number with one bit of the ports map.
@@ -80,6 +84,7 @@ func (p *planner) reset() {
 	p.portUse = map[portUse]int{}
 	p.ids = map[uint32]struct{}{}
 	p.newest = map[uint32]uint32{}
+	p.refused, p.spent = map[service.Name]string{}, amounts{}
 	for _, v := range p.kernel.frontends {
 		p.newest[v.Service] = max(p.newest[v.Service], v.Generation)
 	}
@@ -127,7 +132,7 @@ func (p *planner) planService(r *service.Resolved, old []*portPlan) ([]*portPlan
 		if at >= 0 {
 			id = old[at].id
 		} else if id, err = p.takeID(sp); err != nil {
-			return nil, fmt.Errorf("service %s: %w", sp.Name, err)
+			return plans, fmt.Errorf("service %s: %w", sp.Name, err)
 		}
 		plan := planPort(sp, id, p.kernel, p.newest[id]+1)
 		p.newest[id] = max(p.newest[id], plan.generation)
@@ -187,10 +192,7 @@ func (p *planner) planChanged(table *service.Table, changed []service.Name) ([]w
 	names := slices.Compact(slices.SortedFunc(slices.Values(changed), service.Name.Compare))
 	for _, name := range names {
 		old := p.plans[name]
-		plans, err := p.planService(table.Services[name], old)
-		if err != nil {
-			return nil, err
-		}
+		plans := p.admit(name, table.Services[name], old)
 		for _, o := range old {
 			p.add(s, s.old, o, -1)
 			if !slices.ContainsFunc(plans, func(n *portPlan) bool { return n.id == o.id }) {
@@ -237,10 +239,7 @@ func (p *planner) planAll(ctx context.Context, table *service.Table, primary [2]
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		plans, err := p.planService(table.Services[name], nil)
-		if err != nil {
-			return nil, err
-		}
+		plans := p.admit(name, table.Services[name], nil)
 		for _, plan := range plans {
 			p.add(s, s.want, plan, +1)
 		}

@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,6 +10,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -268,7 +270,7 @@ func (o *others) addLegacy() error {
 		if err != nil {
 			return fmt.Errorf("legacy iptables tables: %w", err)
 		}
-		out, err := exec.Command(family[1]).Output()
+		out, err := listLegacy(family[1], listLimit)
 		if errors.Is(err, exec.ErrNotFound) {
 			// What cannot be read may be anything.
 			o.chains = append(o.chains, "legacy tables "+strings.Join(strings.Fields(string(tables)), ", "))
@@ -283,6 +285,29 @@ func (o *others) addLegacy() error {
 		o.nat = o.nat || slices.Contains(names, "legacy nat POSTROUTING")
 	}
 	return nil
+}
+
+const (
+	// listLimit is how long a command that lists rules may take, and pipePatience
+	// how long its output is waited for after it was killed.
+	listLimit    = time.Minute
+	pipePatience = time.Second
+)
+
+// listLegacy runs a command of legacyTables. One that hangs, as for a lock that
+// nobody gives back, is killed with whatever it started.
+func listLegacy(command string, limit time.Duration) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, command)
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
+	cmd.WaitDelay = pipePatience
+	out, err := cmd.Output()
+	if err != nil && ctx.Err() != nil {
+		return nil, fmt.Errorf("it did not end in %v and was killed", limit)
+	}
+	return out, err
 }
 
 // foreignInSave names the built-in chains with rules or a policy of DROP in what

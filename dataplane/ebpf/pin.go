@@ -159,3 +159,35 @@ func Cleanup(o Options) error {
 	}
 	return errors.Join(errs...)
 }
+
+// Pinned counts the links and the maps that an instance has pinned, those of other
+// layouts too.
+func Pinned(o Options) (links, maps int, err error) {
+	if err := o.setDefaults(); err != nil {
+		return 0, 0, err
+	}
+	for dir, n := range map[string]*int{"links": &links, "maps": &maps} {
+		found, err := filepath.Glob(filepath.Join(pinsOf(&o).root, "*", dir, "*"))
+		if err != nil {
+			return 0, 0, fmt.Errorf("pins: %w", err)
+		}
+		*n = len(found)
+	}
+	return links, maps, nil
+}
+
+// Instances lists the instances that have something pinned.
+func Instances(o Options) ([]string, error) {
+	if err := o.setDefaults(); err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(o.PinRoot)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("pins: %w", err)
+	}
+	var out []string
+	for _, e := range entries {
+		out = append(out, e.Name())
+	}
+	return out, nil
+}

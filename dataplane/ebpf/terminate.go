@@ -85,8 +85,8 @@ func terminateEverywhere(objs *objects, kind Terminate) (int, error) {
 		paths, _ := filepath.Glob(pattern) // the patterns are right
 		for _, path := range paths {
 			var st unix.Stat_t
-			if unix.Stat(path, &st) != nil || seen[st.Ino] {
-				continue // its process has ended, or known
+			if !isNamespace(path) || unix.Stat(path, &st) != nil || seen[st.Ino] {
+				continue // its process has ended, or a name that is being made or removed, or known
 			}
 			seen[st.Ino] = true
 			ended, err := terminateAt(path, objs, kind)
@@ -97,6 +97,13 @@ func terminateEverywhere(objs *objects, kind Terminate) (int, error) {
 	return n, errors.Join(errs...)
 }
 
+// isNamespace reports whether a path is a namespace. What else lies in a directory of
+// names is not opened: a named pipe would be waited for.
+func isNamespace(path string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(path, &fs) == nil && fs.Type == unix.NSFS_MAGIC
+}
+
 // terminateAt ends sockets in one namespace, and leaves the thread there.
 func terminateAt(path string, objs *objects, kind Terminate) (int, error) {
 	ns, err := netns.GetFromPath(path)
@@ -104,7 +111,9 @@ func terminateAt(path string, objs *objects, kind Terminate) (int, error) {
 		return 0, nil // gone meanwhile, and its sockets with it
 	}
 	defer ns.Close()
-	if err := netns.Set(ns); err != nil {
+	if err := netns.Set(ns); errors.Is(err, unix.EINVAL) {
+		return 0, nil // it was removed meanwhile
+	} else if err != nil {
 		return 0, fmt.Errorf("enter %s: %w", path, err)
 	}
 	lists := []*ebpf.Program{objs.ListGoneUDP}

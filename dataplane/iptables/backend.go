@@ -3,15 +3,12 @@ package iptables
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"hash/maphash"
 	"os"
 	"os/exec"
 	"strings"
 	"time"
-
-	"github.com/coreos/go-iptables/iptables"
 
 	"github.com/nodeproxy/nodeproxy/service"
 )
@@ -32,29 +29,29 @@ const lockSeconds = 5
 
 // kernel runs the commands of one back end and family.
 type kernel struct {
-	backend Backend
-	family  service.Family
-	// tool changes single rules: jumps from built-in chains, and clean-up.
-	tool          *iptables.IPTables
-	save, restore string // paths
-	writes        int    // transactions so far
+	backend       Backend
+	family        service.Family
+	save, restore string        // paths
+	randomFully   bool          // masquerade knows --random-fully
+	limit         time.Duration // of a command
+	writes        int           // transactions so far
 }
 
-func newKernel(b Backend, f service.Family) (*kernel, error) {
+func newKernel(ctx context.Context, b Backend, f service.Family) (*kernel, error) {
 	name := "iptables-" + string(b)
-	protocol := iptables.ProtocolIPv4
 	if f == service.IPv6 {
-		name, protocol = "ip6tables-"+string(b), iptables.ProtocolIPv6
+		name = "ip6tables-" + string(b)
 	}
 	path, err := exec.LookPath(name)
 	if err != nil {
 		return nil, fmt.Errorf("find %s: %w (install the iptables package)", name, err)
 	}
-	tool, err := iptables.New(iptables.IPFamily(protocol), iptables.Path(path), iptables.Timeout(lockSeconds))
+	version, err := run(ctx, commandLimit, nil, path, "--version")
 	if err != nil {
 		return nil, fmt.Errorf("probe %s: %w", name, err)
 	}
-	return &kernel{backend: b, family: f, tool: tool, save: path + "-save", restore: path + "-restore"}, nil
+	return &kernel{backend: b, family: f, save: path + "-save", restore: path + "-restore",
+		randomFully: hasRandomFully(string(version)), limit: commandLimit}, nil
 }
 
 // String names it as messages do: "iptables-nft", "ip6tables-legacy".
@@ -68,36 +65,25 @@ func (k *kernel) String() string {
 // restoreInput applies one transaction, leaving alone what it does not name.
 func (k *kernel) restoreInput(ctx context.Context, input []byte) error {
 	k.writes++
+	_, err := run(ctx, k.limit, input, k.restore, k.restoreArgs()...)
+	return err
+}
+
+func (k *kernel) restoreArgs() []string {
 	args := []string{"--noflush"}
 	if k.backend == BackendLegacy { // the lock of nft is the kernel's own
 		args = append(args, "--wait", fmt.Sprint(lockSeconds))
 	}
-	cmd := exec.CommandContext(ctx, k.restore, args...)
-	cmd.Stdin = bytes.NewReader(input)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%s-restore: %w: %s", k, err, firstLines(stderr.String(), 3))
-	}
-	return nil
+	return args
 }
 
 // saveTable returns what iptables-save prints of a table.
 func (k *kernel) saveTable(ctx context.Context, table string, options ...string) ([]byte, error) {
-	out, err := exec.CommandContext(ctx, k.save, append([]string{"-t", table}, options...)...).Output()
+	out, err := run(ctx, k.limit, nil, k.save, append([]string{"-t", table}, options...)...)
 	if err != nil {
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
-			return nil, fmt.Errorf("%s-save -t %s: %w: %s", k, table, err, firstLines(string(exit.Stderr), 3))
-		}
-		return nil, fmt.Errorf("%s-save -t %s: %w", k, table, err)
+		return nil, fmt.Errorf("read table %s: %w", table, err)
 	}
 	return out, nil
-}
-
-func firstLines(s string, n int) string {
-	lines := strings.SplitN(strings.TrimSpace(s), "\n", n+1)
-	return strings.Join(lines[:min(n, len(lines))], "; ")
 }
 
 // savedTable is what of a saved table concerns one owner of chains.
@@ -190,7 +176,7 @@ func jumpTarget(rule string) string {
 func Detect(ctx context.Context) (Backend, error) {
 	rules := map[Backend]int{}
 	for _, b := range []Backend{BackendNFT, BackendLegacy} {
-		k, err := newKernel(b, service.IPv4)
+		k, err := newKernel(ctx, b, service.IPv4)
 		if err != nil {
 			continue
 		}
@@ -221,11 +207,9 @@ func Detect(ctx context.Context) (Backend, error) {
 }
 
 func defaultBackend(ctx context.Context) (Backend, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, "iptables", "--version").Output()
+	out, err := run(ctx, commandLimit, nil, "iptables", "--version")
 	if err != nil {
-		return "", fmt.Errorf("iptables --version: %w (install the iptables package)", err)
+		return "", fmt.Errorf("%w (install the iptables package)", err)
 	}
 	if bytes.Contains(out, []byte("nf_tables")) {
 		return BackendNFT, nil

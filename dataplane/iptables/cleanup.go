@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 
@@ -23,7 +22,7 @@ func Cleanup(ctx context.Context) error { return remove(ctx, ours, "nat", "filte
 // end first: without the nat chains they would refuse everything.
 func Retire(ctx context.Context) error {
 	var errs []error
-	eachTable([]string{"filter"}, func(k *kernel, table string) {
+	eachTable(ctx, []string{"filter"}, func(k *kernel, table string) {
 		errs = append(errs, k.emptyChain(ctx, table, chainNewFlows))
 	})
 	return errors.Join(append(errs, remove(ctx, ours, "nat"))...)
@@ -62,7 +61,7 @@ func ofMode(chain string) bool { return ours(chain) && !isHealth(chain) }
 // remove deletes an owner's chains, and the jumps to them, from tables.
 func remove(ctx context.Context, owned func(string) bool, tables ...string) error {
 	var errs []error
-	eachTable(tables, func(k *kernel, table string) {
+	eachTable(ctx, tables, func(k *kernel, table string) {
 		if err := k.cleanTable(ctx, table, owned); err != nil {
 			errs = append(errs, err)
 		}
@@ -73,7 +72,7 @@ func remove(ctx context.Context, owned func(string) bool, tables ...string) erro
 func find(ctx context.Context, owned func(string) bool) ([]Found, error) {
 	var found []Found
 	var errs []error
-	eachTable([]string{"nat", "filter", "mangle"}, func(k *kernel, table string) {
+	eachTable(ctx, []string{"nat", "filter", "mangle"}, func(k *kernel, table string) {
 		out, err := k.saveTable(ctx, table)
 		if err != nil {
 			errs = append(errs, err)
@@ -88,10 +87,10 @@ func find(ctx context.Context, owned func(string) bool) ([]Found, error) {
 
 // eachTable visits tables of every back end and family that is installed. It
 // leaves out those that were never used: merely reading a legacy table makes it.
-func eachTable(tables []string, visit func(k *kernel, table string)) {
+func eachTable(ctx context.Context, tables []string, visit func(k *kernel, table string)) {
 	for _, b := range []Backend{BackendNFT, BackendLegacy} {
 		for _, f := range service.Families {
-			k, err := newKernel(b, f)
+			k, err := newKernel(ctx, b, f)
 			if err != nil {
 				continue // without the program there are no rules of its kind
 			}
@@ -110,36 +109,11 @@ func (k *kernel) cleanTable(ctx context.Context, table string, owned func(string
 		return err
 	}
 	saved := parseSave(out, owned)
-	for chain, rules := range saved.jumps {
-		for _, rule := range rules {
-			if err := k.tool.Delete(table, chain, unquoted(rule)...); err != nil {
-				return fmt.Errorf("%s -t %s: delete jump from %s: %w", k, table, chain, err)
-			}
-		}
-	}
-	if len(saved.shapes) == 0 {
+	if len(saved.shapes)+len(saved.jumps) == 0 {
 		return nil
 	}
-	gone := map[string][]string{}
-	for chain := range saved.shapes {
-		gone[chain] = nil
-	}
+	gone := slices.Sorted(maps.Keys(saved.shapes))
 	var b bytes.Buffer
-	restoreTable(&b, table, gone, nil)
+	removeTable(&b, table, saved.jumps, gone)
 	return k.restoreInput(ctx, b.Bytes())
-}
-
-// unquoted splits a rule as iptables-save prints it into arguments.
-func unquoted(rule string) []string {
-	var args []string
-	for {
-		var word string
-		if word, rule = nextWord(rule); word == "" {
-			return args
-		}
-		if len(word) > 1 && word[0] == '"' {
-			word = word[1 : len(word)-1]
-		}
-		args = append(args, word)
-	}
 }

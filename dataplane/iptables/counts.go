@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,9 +15,18 @@ import (
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
-// countsAge is how old an answer of Counts may be: reading tens of thousands of
-// rules takes a second.
-const countsAge = 5 * time.Second
+// countsAge is how old an answer of Counts may be, and countsShare which part of the
+// time may be spent on reading: tens of thousands of rules take a second.
+const (
+	countsAge   = time.Second
+	countsShare = 5
+)
+
+// countsBytes reports whether conntrack counts packets and bytes.
+func countsBytes() bool {
+	b, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_acct")
+	return err == nil && strings.TrimSpace(string(b)) == "1"
+}
 
 // counts sums up what the kernel counts. The counters of rules begin anew when
 // their chain is written, and those of connections end with them; so the
@@ -26,6 +37,7 @@ const countsAge = 5 * time.Second
 type counts struct {
 	mu      sync.Mutex
 	at      time.Time
+	took    time.Duration // the last look
 	rows    []view.Count
 	rules   map[string]uint64        // packets at the last look, by table, chain and text
 	flows   map[flowKey][2][2]uint64 // packets and bytes at the last look
@@ -59,9 +71,10 @@ func (d *Dataplane) Counts(ctx context.Context) ([]view.Count, error) {
 func (c *counts) read(ctx context.Context, r *Reader) ([]view.Count, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.at.IsZero() && time.Since(c.at) < countsAge {
+	if !c.at.IsZero() && time.Since(c.at) < max(countsAge, countsShare*c.took) {
 		return c.rows, nil
 	}
+	begun := time.Now()
 	all, err := r.read(ctx)
 	if err != nil {
 		return nil, err
@@ -80,6 +93,11 @@ func (c *counts) read(ctx context.Context, r *Reader) ([]view.Count, error) {
 		}
 	}
 	c.rules, c.flows, c.rows, c.at = rules, flows, c.list(present), time.Now()
+	c.took = c.at.Sub(begun)
+	noBytes := !countsBytes()
+	for i := range c.rows {
+		c.rows[i].At, c.rows[i].NoBytes = c.at, noBytes
+	}
 	return c.rows, nil
 }
 

@@ -123,5 +123,5 @@ func (h *HealthPorts) kernel(ctx context.Context, f service.Family) (*kernel, er
 			return nil, fmt.Errorf("find out which iptables back end the node uses: %w", err)
 		}
 	}
-	return newKernel(b, f)
+	return newKernel(ctx, b, f)
 }

@@ -38,7 +38,7 @@ func NewReader(ctx context.Context) (*Reader, error) {
 	}
 	r := &Reader{}
 	for _, f := range service.Families {
-		k, err := newKernel(b, f)
+		k, err := newKernel(ctx, b, f)
 		if err == nil {
 			r.kernels = append(r.kernels, k)
 		} else if f == service.IPv4 {

@@ -52,6 +52,7 @@ type Dataplane struct {
 	settings settings
 	families [2]*familyRules // nil where the node lacks the family
 	warned   map[service.Name]bool
+	refused  map[service.Name]leftOut
 	repaired atomic.Uint64 // differences
 	counts   *counts
 }
@@ -68,7 +69,7 @@ func New(ctx context.Context, opts Options) (*Dataplane, error) {
 	if opts.MasqueradeBit < 0 || opts.MasqueradeBit > 31 {
 		return nil, fmt.Errorf("masquerade bit %d: use 0 to 31", opts.MasqueradeBit)
 	}
-	d := &Dataplane{opts: opts, backend: opts.Backend, warned: map[service.Name]bool{}, counts: newCounts()}
+	d := &Dataplane{opts: opts, backend: opts.Backend, warned: map[service.Name]bool{}, refused: map[service.Name]leftOut{}, counts: newCounts()}
 	if d.opts.Log == nil {
 		d.opts.Log = slog.New(slog.DiscardHandler)
 	}
@@ -80,7 +81,7 @@ func New(ctx context.Context, opts Options) (*Dataplane, error) {
 		d.backend = b
 	}
 	for _, f := range service.Families {
-		k, err := newKernel(d.backend, f)
+		k, err := newKernel(ctx, d.backend, f)
 		if err == nil {
 			_, err = k.saveTable(ctx, "nat")
 		}
@@ -96,7 +97,7 @@ func New(ctx context.Context, opts Options) (*Dataplane, error) {
 	d.settings = settings{
 		markBit:     1 << opts.MasqueradeBit,
 		dropInvalid: !tcpBeLiberal(),
-		randomFully: d.families[service.IPv4].kernel.tool.HasRandomFully(),
+		randomFully: d.families[service.IPv4].kernel.randomFully,
 		owner:       opts.Instance,
 		ping:        opts.PingServiceIPs,
 	}
@@ -133,6 +134,17 @@ func tcpBeLiberal() bool {
 // Sync implements dataplane.Dataplane.
 func (d *Dataplane) Sync(ctx context.Context, table *service.Table, changed []service.Name) error {
 	d.warnUnsupported(table, changed)
+	err := d.syncFamilies(ctx, d.admitted(table), changed)
+	if err == nil || ctx.Err() != nil || errors.Is(err, errTooLong) {
+		return err
+	}
+	if !d.isolate(ctx, d.admitted(table), changed) {
+		return err
+	}
+	return d.syncFamilies(ctx, d.admitted(table), nil)
+}
+
+func (d *Dataplane) syncFamilies(ctx context.Context, table *service.Table, changed []service.Name) error {
 	var errs []error
 	for f, fam := range d.families {
 		if fam == nil {

@@ -255,7 +255,7 @@ func TestParseSaveIgnoresWhatIsNotOurs(t *testing.T) {
 // and stand still otherwise: on that rests that nothing is read back in vain.
 func TestGenerationChangesWithRules(t *testing.T) {
 	nettest.Enter(t)
-	k, err := newKernel(BackendNFT, service.IPv4)
+	k, err := newKernel(t.Context(), BackendNFT, service.IPv4)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,6 +38,24 @@ func restoreTable(b *bytes.Buffer, table string, chains map[string][]string, jum
 	b.WriteString("COMMIT\n")
 }
 
+// removeTable writes a transaction that deletes jumps, rules by built-in chain as
+// iptables-save prints them, and the chains that they lead to.
+func removeTable(b *bytes.Buffer, table string, jumps map[string][]string, chains []string) {
+	b.WriteString("*" + table + "\n")
+	for _, name := range chains {
+		b.WriteString(":" + name + " - [0:0]\n")
+	}
+	for _, chain := range slices.Sorted(maps.Keys(jumps)) {
+		for _, rule := range jumps[chain] {
+			b.WriteString("-D " + chain + " " + rule + "\n")
+		}
+	}
+	for _, name := range chains {
+		b.WriteString("-X " + name + "\n")
+	}
+	b.WriteString("COMMIT\n")
+}
+
 // restoreInput writes the transaction for what changed. New refusals come
 // before the translations that they replace are gone, and refusals that are
 // not wanted any more go after translations have taken their place: a packet

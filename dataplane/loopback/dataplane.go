@@ -22,7 +22,7 @@ type Dataplane struct {
 
 // New wraps a mode, and serves these protocols.
 func New(mode dataplane.Dataplane, log *slog.Logger, protocols ...service.Protocol) *Dataplane {
-	return &Dataplane{Dataplane: mode, relays: relays{log: log}, protocols: protocols, of: map[service.Name][]key{}, failed: map[key]string{}}
+	return &Dataplane{Dataplane: mode, relays: newRelays(log), protocols: protocols, of: map[service.Name][]key{}, failed: map[key]string{}}
 }
 
 // Sync implements dataplane.Dataplane. A port that another process has is

@@ -50,11 +50,13 @@ type target struct {
 	Affinity time.Duration     // 0 for none
 }
 
-// relays are the listeners of a node. The zero value has none. Its methods
-// belong to one goroutine.
+// relays are the listeners of a node. Its methods belong to one goroutine.
 type relays struct {
 	log  *slog.Logger
 	open map[key]listener
+	// Places are shared by all listeners: a process of this node may not use up the
+	// agent's file descriptors and memory.
+	connections, datagrams *places
 }
 
 // listener is a node port that is served.
@@ -78,7 +80,7 @@ func (r *relays) set(k key, t *target) error {
 		l.set(t)
 		return nil
 	}
-	l, err := listeners[k.Protocol](k, r.log)
+	l, err := r.listen(k)
 	if err != nil {
 		return fmt.Errorf("node port %d of %s on loopback: %w", k.Port, t.Name, err)
 	}
@@ -90,8 +92,18 @@ func (r *relays) set(k key, t *target) error {
 	return nil
 }
 
-var listeners = map[service.Protocol]func(key, *slog.Logger) (listener, error){
-	service.TCP: listenTCP, service.UDP: listenUDP, service.SCTP: listenSCTP,
+func (r *relays) listen(k key) (listener, error) {
+	switch k.Protocol {
+	case service.UDP:
+		return listenUDP(k, r.log, r.datagrams)
+	case service.SCTP:
+		return listenSCTP(k, r.log, r.connections)
+	}
+	return listenTCP(k, r.log, r.connections)
+}
+
+func newRelays(log *slog.Logger) relays {
+	return relays{log: log, connections: newPlaces(maxConnections), datagrams: newPlaces(maxDatagramFlows)}
 }
 
 // Close ends all listeners.

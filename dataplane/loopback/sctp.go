@@ -52,10 +52,11 @@ var errNoSCTP = errors.New("the kernel has no SCTP loaded")
 type sctpListener struct {
 	*net.TCPListener // Go's own word for a stream socket; nothing of it is TCP's
 	chooser
-	log *slog.Logger
+	log  *slog.Logger
+	free *places // shared with other listeners
 }
 
-func listenSCTP(k key, log *slog.Logger) (listener, error) {
+func listenSCTP(k key, log *slog.Logger, free *places) (listener, error) {
 	if !hasSCTP() {
 		return nil, errNoSCTP
 	}
@@ -82,7 +83,7 @@ func listenSCTP(k key, log *slog.Logger) (listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on SCTP %s: %w", k.addr(), err)
 	}
-	s := &sctpListener{TCPListener: l.(*net.TCPListener), log: log} // what Go makes of any stream socket
+	s := &sctpListener{TCPListener: l.(*net.TCPListener), log: log, free: free} // what Go makes of any stream socket
 	go s.accept()
 	return s, nil
 }
@@ -96,8 +97,15 @@ func (s *sctpListener) accept() {
 		case err != nil:
 			s.log.Warn("node port on loopback", "address", s.Addr(), "error", err)
 			time.Sleep(acceptPause)
+		case !s.free.take():
+			s.log.Debug("node port on loopback", "address", s.Addr(), "error", errFull)
+			_ = client.SetLinger(0)
+			_ = client.Close()
 		default:
-			go s.relay(client)
+			go func() {
+				defer s.free.release()
+				s.relay(client)
+			}()
 		}
 	}
 }

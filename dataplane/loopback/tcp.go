@@ -14,14 +14,15 @@ type tcpListener struct {
 	chooser
 	network string
 	log     *slog.Logger
+	free    *places // shared with other listeners
 }
 
-func listenTCP(k key, log *slog.Logger) (listener, error) {
+func listenTCP(k key, log *slog.Logger, free *places) (listener, error) {
 	l, err := net.ListenTCP(network(k), net.TCPAddrFromAddrPort(k.addr()))
 	if err != nil {
 		return nil, err
 	}
-	t := &tcpListener{TCPListener: l, network: network(k), log: log}
+	t := &tcpListener{TCPListener: l, network: network(k), log: log, free: free}
 	go t.accept()
 	return t, nil
 }
@@ -39,8 +40,15 @@ func (t *tcpListener) accept() {
 		case err != nil:
 			t.log.Warn("node port on loopback", "address", t.Addr(), "error", err)
 			time.Sleep(acceptPause)
+		case !t.free.take():
+			t.log.Debug("node port on loopback", "address", t.Addr(), "error", errFull)
+			_ = client.SetLinger(0) // refused, as far as that can be done now
+			_ = client.Close()
 		default:
-			go t.relay(client)
+			go func() {
+				defer t.free.release()
+				t.relay(client)
+			}()
 		}
 	}
 }

@@ -127,6 +127,11 @@ type Count struct {
 	Name     string           `json:"service"`
 	Protocol string           `json:"protocol"`
 	FamilyIs string           `json:"family"`
+	// At is when the counters were read, where that may have been before they were
+	// asked for.
+	At time.Time `json:"countedAt,omitzero"`
+	// NoBytes means that packets and bytes are not counted here.
+	NoBytes bool `json:"noBytes,omitempty"`
 	Traffic
 	Backends []BackendCount `json:"backends,omitempty"`
 }

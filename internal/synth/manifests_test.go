@@ -2,6 +2,8 @@ package synth_test
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -17,6 +19,9 @@ func TestManifestsSayEverything(t *testing.T) {
 	for seed := range uint64(30) {
 		c := synth.NewRandom(seed).Cluster(10)
 		got, warnings, err := source.Decode([]byte(synth.YAML(c)))
+		warnings = slices.DeleteFunc(warnings, func(w string) bool { // which the state may have
+			return strings.Contains(w, "status.loadBalancer.ingress: its addresses are served")
+		})
 		if err != nil || len(warnings) > 0 {
 			t.Fatalf("seed %d: %v, %v", seed, err, warnings)
 		}
