@@ -97,7 +97,7 @@ VM_KERNELS ?= linux-image-cloud-amd64 linux-image-6.12-cloud-amd64
 VM_TESTS   ?= ./dataplane/ebpf ./dataplane/loopback ./netns-tests=^TestScenarios$$/ebpf
 # Of these, what the gate runs: every program, packets through them, and what
 # only stock kernels have.
-VM_GATE    := './dataplane/ebpf=TestVerifier|TestPackets|TestSocketPath|TestP1P2P3|TestP20|TestLossy|TestP35' ./dataplane/loopback
+VM_GATE    := './dataplane/ebpf=TestVerifier|TestPackets|TestSocketPath|TestP1P2P3|TestP20|TestLossy|TestP35|TestDirectBeside|TestForged|TestNodeReaches|TestFlushed|TestAutoFollows' ./dataplane/loopback
 
 .PHONY: test-vm
 test-vm: root deps-vm ## Run the eBPF tests on stock Debian kernels in QEMU (VM_KERNELS, VM_TESTS)

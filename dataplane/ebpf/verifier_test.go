@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"errors"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -10,21 +11,41 @@ import (
 	"github.com/cilium/ebpf/rlimit"
 )
 
-// TestVerifier loads every program, so that no commit can leave one that the
-// kernel refuses.
+// TestVerifier loads every program, with conntrack's functions and without, so that no
+// commit can leave one that the kernel refuses.
 func TestVerifier(t *testing.T) {
 	needRoot(t)
 	if err := rlimit.RemoveMemlock(); err != nil {
 		t.Fatal(err)
 	}
+	for _, conntrack := range []bool{false, true} {
+		t.Run(fmt.Sprintf("conntrack=%t", conntrack), func(t *testing.T) {
+			in(t, newNS(t), func() error {
+				if err := loadConntrack(&Options{Instance: "default"}); err != nil {
+					return err
+				}
+				return verifyAll(t, conntrack)
+			})
+		})
+	}
+}
+
+func verifyAll(t *testing.T, conntrack bool) error {
+	spec, err := loadBpf()
+	if err != nil {
+		return err
+	}
+	if err := spec.Variables[bpfVarHasConntrack].Set(conntrack); err != nil {
+		return err
+	}
 	var objs bpfObjects
-	err := loadBpfObjects(&objs, &ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats}})
+	err = spec.LoadAndAssign(&objs, &ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats}})
 	var ve *ebpf.VerifierError
 	if errors.As(err, &ve) {
-		t.Fatalf("%+v", ve)
+		return fmt.Errorf("%+v", ve)
 	}
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	defer objs.Close()
 	fields := reflect.ValueOf(objs.bpfPrograms)
@@ -33,4 +54,5 @@ func TestVerifier(t *testing.T) {
 			t.Logf("%s: %s", fields.Type().Field(i).Name, strings.Join(strings.Fields(p.VerifierLog), " "))
 		}
 	}
+	return nil
 }
