@@ -24,6 +24,8 @@ type Status struct {
 	Mode    string    `json:"mode"`
 	// ModeReason is why --mode auto did not take ebpf, if it did not.
 	ModeReason string `json:"modeReason,omitempty"`
+	// Forwarding is which way ebpf mode's packets take, and why; empty in iptables mode.
+	Forwarding string `json:"forwarding,omitempty"`
 	Node       string `json:"node"`
 	Instance   string `json:"instance"`
 	// Dead means that no agent answers: what can be told is what the kernel

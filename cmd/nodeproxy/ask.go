@@ -137,6 +137,9 @@ func printStatus(w io.Writer, s *admin.Status) {
 		mode += ", chosen by auto: " + s.ModeReason
 	}
 	row("mode", "%s", mode)
+	if s.Forwarding != "" {
+		row("forwarding", "%s", s.Forwarding)
+	}
 	row("source", "%s", s.Source)
 	health := "healthy"
 	if ready := s.Condition(admin.Ready); ready.Status != "True" {

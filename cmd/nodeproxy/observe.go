@@ -235,6 +235,9 @@ func (o *observer) status() admin.Status {
 			o.log.Warn("status is without maps", "error", err)
 		}
 		s.Maps = mapRows(uses)
+		if way := d.Way(); way.Forwarding != "" {
+			s.Forwarding = fmt.Sprintf("%s: %s", way.Forwarding, way.Reason)
+		}
 	}
 	return s
 }

@@ -32,6 +32,8 @@ type Dataplane struct {
 	live     atomic.Uint64 // halves of flows, as of the collector's last pass
 	drift    atomic.Uint64 // differences repaired
 
+	wayNow atomic.Pointer[Way] // way, for who does not hold mu
+
 	settling sync.Mutex // of what follows
 	settled  time.Time  // when flows were last taken into the counters for Counts
 

@@ -64,11 +64,13 @@ func summary(names []string) string {
 	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
 }
 
-// Way returns which way new flows take at present. It may be called beside Sync.
+// Way returns which way packets take at present; zero before the first sync. Safe for
+// concurrent use: it waits for no sync.
 func (d *Dataplane) Way() Way {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.way
+	if way := d.wayNow.Load(); way != nil {
+		return *way
+	}
+	return Way{}
 }
 
 // lookForWay looks at netfilter, chooses the way, and puts our hooks back if somebody
@@ -77,7 +79,7 @@ func (d *Dataplane) Way() Way {
 // node's facts.
 func (d *Dataplane) lookForWay() (changed bool, err error) {
 	if !d.features.conntrack {
-		d.way = Way{ForwardingFast, "the kernel lacks " + conntrackFunctions}
+		d.setWay(Way{ForwardingFast, "the kernel lacks " + conntrackFunctions})
 		return false, nil
 	}
 	repaired, err := ensureHooks(d.o.Instance)
@@ -93,11 +95,18 @@ func (d *Dataplane) lookForWay() (changed bool, err error) {
 		return repaired, err
 	}
 	was, nat := d.way, d.othersNAT
-	d.way, d.othersNAT = chooseWay(d.o.Forwarding, o.chains), o.nat
+	d.setWay(chooseWay(d.o.Forwarding, o.chains))
+	d.othersNAT = o.nat
 	if was != d.way {
 		d.o.Logger.Info("forwarding", "way", string(d.way.Forwarding), "reason", d.way.Reason)
 	}
 	return repaired || was != d.way || nat != d.othersNAT, nil
+}
+
+// setWay notes the way, for the programs and for who asks. d.mu is held.
+func (d *Dataplane) setWay(way Way) {
+	d.way = way
+	d.wayNow.Store(&way)
 }
 
 // followNetfilter looks again whenever somebody changes nf_tables, iptables-nft among
