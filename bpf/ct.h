@@ -195,17 +195,17 @@ static __noinline int find_tracked(struct __sk_buff *skb, struct work *w, const 
 }
 
 /*
- * Ends the entry at the packet's tuple: it has no time left, and the second
+ * Ends the entry at a tuple of the packet's family: it has no time left, and the second
  * lookup takes it out of the table.
- * reads w->p; writes w->sock, w->ct
+ * writes w->sock, w->ct
  */
-static __noinline int expire_tracked(struct __sk_buff *skb, struct work *w)
+static __noinline int expire_tracked(struct __sk_buff *skb, struct work *w, const struct tuple *t)
 {
 	struct nf_conn *c;
 
-	if (!w)
+	if (!w || !t)
 		return 0;
-	fill_ct_question(w, &w->p.t);
+	fill_ct_question(w, t);
 	c = ct_lookup(skb, w);
 	if (!c)
 		return 0;

@@ -43,6 +43,7 @@
 #include "fast.h"
 #include "lost.h"
 #include "tracked.h"
+#include "stale.h"
 #include "tc.h"
 #include "bound.h"
 #include "sock.h"

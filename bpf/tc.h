@@ -56,6 +56,10 @@ static __noinline int handle(struct __sk_buff *skb, __u32 l3, bool egress)
 			return resume(skb, w);
 		return begin(skb, w);
 	}
+	if (f && f->flags & FLOW_STACK && !(f->flags & FLOW_REPLY))
+		forget_tracked(skb, w, f);
+	if (egress && has_conntrack && w->p.t.proto == IPPROTO_UDP && is_sent_astray(skb, w))
+		return drop(REASON_NO_BACKEND, &w->p);
 	return stranger(skb, w);
 }
 

@@ -228,19 +228,19 @@ static __always_inline int begin_tracked(struct __sk_buff *skb, struct work *w)
 			renew_tracked(w, ifindex);
 			return NEXT;
 		}
-		expire_tracked(skb, w);
+		expire_tracked(skb, w, &w->p.t);
 		break;
 	case TRACKED_CLOSED:
 		if (!first) {
 			renew_tracked(w, ifindex);
 			return NEXT;
 		}
-		expire_tracked(skb, w);
+		expire_tracked(skb, w, &w->p.t);
 		break;
 	case TRACKED_HALF:
 		/* Of this very packet, if it is sent from here. */
 		if (first)
-			expire_tracked(skb, w);
+			expire_tracked(skb, w, &w->p.t);
 		break;
 	}
 	if (!first) {

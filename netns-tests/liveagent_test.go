@@ -1,6 +1,7 @@
 package netnstests
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -179,7 +180,10 @@ func (l *liveAgent) write(t *testing.T) (changed []service.Name) {
 		err = os.WriteFile(l.path+".new", text, 0o644)
 	}
 	if err == nil {
-		err = os.Rename(l.path+".new", l.path)
+		// As a file that was finished a while ago: one that is younger is believed a
+		// second later where it says that an object is gone.
+		finished := time.Now().Add(-2 * time.Second)
+		err = errors.Join(os.Chtimes(l.path+".new", finished, finished), os.Rename(l.path+".new", l.path))
 	}
 	var all service.Changes
 	if err == nil {
