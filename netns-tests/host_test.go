@@ -204,7 +204,8 @@ func TestP43P44CleanupBesideForeignPrograms(t *testing.T) {
 		apply(t, l, find("web"))
 		list := addForeignPrograms(t, l, "node-a", "first")
 		before, others := hostState(t, l, "node-a"), attachedTo(t, l, "node-a")
-		startAgents(t, l)
+		// The flags of conntrack's settings are kube-proxy's, and stay set as with that.
+		startAgents(t, l, "--conntrack-tcp-timeout-established", "0s", "--conntrack-tcp-timeout-close-wait", "0s")
 		attached := strings.Join(attachedTo(t, l, "node-a"), ", ")
 		if c.Sockets != strings.Contains(attached, "CGroupInet6Connect") {
 			t.Errorf("sockets are translated: %v, but attached are %s", c.Sockets, attached)
