@@ -71,7 +71,7 @@ const (
 // errNothing is told to who asks before there is an answer.
 var errNothing = errors.New("nothing was listed yet")
 
-// errBusy is told to who asks while the Table is not to be looked at.
+// errBusy answers a question that comes while the Table cannot be read.
 var errBusy = errors.New("the agent is busy with a sync that takes long: see nodeproxy status, and ask again")
 
 const (

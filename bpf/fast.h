@@ -236,7 +236,7 @@ static __always_inline enum keep keep_tracked(struct __sk_buff *skb, struct work
 	if (!(f->flags & FLOW_REPLY) && has_to_ask(w, f))
 		return KEEP_ASK;
 	note_packet(w, f);
-	/* A backend that answers a SYN has a new connection, whoever's that is. */
+	/* A backend that answers a SYN has a new connection: it may be another flow's. */
 	if (w->p.tcp_flags & TCP_SYN)
 		f->fast = 0;
 	if (!is_open(f)) {

@@ -27,7 +27,7 @@ func NewServer(handler http.Handler) *http.Server {
 }
 
 // LimitConnections bounds the connections of a listener. When there are more, the
-// oldest is closed: who asks and gets an answer does so within milliseconds, so
+// oldest is closed: a client that is answered is so within milliseconds, so
 // those that are held open give way, not a kubelet or a load balancer that comes.
 func LimitConnections(l net.Listener, most int) net.Listener {
 	return &limited{Listener: l, most: most, open: list.New()}

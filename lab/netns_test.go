@@ -13,7 +13,7 @@ import (
 // of names after it was made, and also where that hides the names.
 func TestNamesAreRemovedUnderAnotherMount(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Fatal("this test needs root")
 	}
 	for name, cover := range map[string]func() error{
 		"ip netns add": func() error { return nil },
@@ -48,7 +48,7 @@ func TestNamesAreRemovedUnderAnotherMount(t *testing.T) {
 // iproute2 mounts later hides nothing.
 func TestDirectoryOfNamesIsAMountOfItsOwn(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Fatal("this test needs root")
 	}
 	if err := shareNetnsDir(); err != nil {
 		t.Fatal(err)

@@ -53,7 +53,7 @@ func eachFrontend(res *Resolved, do func(frontendKey, *Frontend)) {
 }
 
 // eachClaim calls do with what a Service claims: its frontends, and the port of
-// its health check, which is a node port of TCP to whoever dials it.
+// its health check, which is a node port of TCP to any client.
 func eachClaim(res *Resolved, do func(frontendKey, Kind)) {
 	eachFrontend(res, func(k frontendKey, f *Frontend) { do(k, f.Kind) })
 	for _, k := range healthKeys(res) {

@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// Host is what the kernel says of this machine. It is a value: whoever gets one
+// Host is what the kernel says of this machine. It is a value: a receiver
 // must not change what it points to.
 type Host struct {
 	// Addresses are this machine's own, loopback included, sorted: those of its

@@ -53,7 +53,7 @@ func Resolve(cfg *Config, svc *Service, slices []*EndpointSlice) *Resolved {
 }
 
 // ownNodePort tells of a health check at a node port of the Service itself: what
-// comes there is led to an endpoint.
+// comes there is forwarded to an endpoint.
 func ownNodePort(res *Resolved) (p Problem, ok bool) {
 	keys := healthKeys(res)
 	eachFrontend(res, func(k frontendKey, _ *Frontend) {

@@ -89,7 +89,7 @@ var badInputs = []struct{ args, want string }{
 // exit code that is not 0.
 func TestBadInputGetsOneLineThatHelps(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		t.Fatal("this test needs root")
 	}
 	if len(badInputs) < 120 {
 		t.Errorf("%d bad inputs, want 120", len(badInputs))

@@ -37,7 +37,7 @@ func (e *codeError) Unwrap() error { return e.err }
 // exitOf returns the exit code that an error stands for, and what is to be said,
 // which is empty if all was said.
 func exitOf(err error) (code int, message string) {
-	if errors.Is(err, syscall.EPIPE) { // who reads has seen enough
+	if errors.Is(err, syscall.EPIPE) { // the reader has seen enough
 		return signalled + int(syscall.SIGPIPE), ""
 	}
 	var exit *exec.ExitError // a command that was run for the user: its status is the answer

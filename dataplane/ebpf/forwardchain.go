@@ -12,7 +12,7 @@ import (
 	"github.com/google/nftables"
 )
 
-// On the stack way, Service flows pass the FORWARD chain of whoever has one. Where
+// On the stack way, Service flows pass the FORWARD chain of every program that has one. Where
 // that drops by default, kube-proxy accepts what it has masqueraded, and what
 // conntrack knows (KUBE-FORWARD); so do we, in a chain of ours. It is there only
 // where there is a FORWARD chain of iptables: nothing in nf_tables can overrule

@@ -103,7 +103,7 @@ func (d *Dataplane) lookForWay() (changed bool, err error) {
 	return repaired || was != d.way || nat != d.othersNAT, nil
 }
 
-// setWay notes the way, for the programs and for who asks. d.mu is held.
+// setWay notes the way for the programs and for readers. d.mu is held.
 func (d *Dataplane) setWay(way Way) {
 	d.way = way
 	d.wayNow.Store(&way)
