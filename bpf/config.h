@@ -56,6 +56,7 @@ volatile const union {
 	enum node_flag node;
 	enum filter_state filter;
 	enum reason reason;
+	enum packet_priority priority;
 	struct gone gone;
 	struct event event;
 } types = {0};

@@ -16,9 +16,9 @@ static __always_inline void forget_tracked(struct __sk_buff *skb, struct work *w
 
 /*
  * Whether a datagram that this host sends, and that conntrack has translated already,
- * goes where its Service does not lead any more. Conntrack then forgets the flow, and the
- * next datagram begins anew. Asked after a change of the Service only.
- * reads w->p; writes w->peer, w->to, w->key, w->sock, w->ct
+ * goes where its Service does not lead any more. Conntrack then forgets the flow. Asked
+ * after a change of the Service only.
+ * reads w->p; writes w->peer, w->to (the datagram as it was sent), w->key, w->sock, w->ct
  */
 static __noinline bool is_sent_astray(struct __sk_buff *skb, struct work *w)
 {
@@ -37,7 +37,7 @@ static __noinline bool is_sent_astray(struct __sk_buff *skb, struct work *w)
 	epoch = service_epoch(reply->service);
 	if (reply->epoch == epoch)
 		return false;
-	reverse(&w->to, &reply->to); /* the datagram as it was sent */
+	reverse(&w->to, &reply->to);
 	w->key.addr = w->to.dst;
 	w->key.port = w->to.dport;
 	w->key.proto = w->to.proto;

@@ -35,7 +35,7 @@ static __noinline int handle(struct __sk_buff *skb, __u32 l3, bool egress)
 		case KEEP_STACK:
 			if (receiver == FOR_NEIGHBOR)
 				take_in(skb, w);
-			return NEXT;
+			return to_stack(skb, w);
 		case KEEP_NOT:
 			return drop(REASON_DOUBTFUL, &w->p);
 		case KEEP_ASK:
@@ -59,7 +59,7 @@ static __noinline int handle(struct __sk_buff *skb, __u32 l3, bool egress)
 	if (f && f->flags & FLOW_STACK && !(f->flags & FLOW_REPLY))
 		forget_tracked(skb, w, f);
 	if (egress && has_conntrack && w->p.t.proto == IPPROTO_UDP && is_sent_astray(skb, w))
-		return drop(REASON_NO_BACKEND, &w->p);
+		return send_anew(skb, w);
 	return stranger(skb, w);
 }
 

@@ -125,6 +125,19 @@ static __always_inline int send_again(struct __sk_buff *skb, struct work *w)
 	return bpf_redirect(LO_IFINDEX, BPF_F_INGRESS);
 }
 
+/*
+ * A segment of a flow that conntrack translates. What it finds invalid it would leave as it
+ * is, and the segment would reach a client that does not know the Pod, or be reset by this
+ * host. A rule of ours drops that, and takes the sign away again (addHooks of
+ * dataplane/ebpf/netfilter.go). The stack sets the priority of what it forwards by its TOS.
+ */
+static __always_inline int to_stack(struct __sk_buff *skb, const struct work *w)
+{
+	if (!w->egress && w->p.t.proto == IPPROTO_TCP && !skb->priority)
+		skb->priority = PRIORITY_SERVICE;
+	return NEXT;
+}
+
 /* Whether a Pod's packet goes to a backend that is no Pod, on a node where somebody
  * else has rules of NAT for what leaves it: they are not asked about a flow that has its
  * translation, and a plugin's masquerade would be missed. */
@@ -168,7 +181,7 @@ static __always_inline int translate_tracked(struct __sk_buff *skb, struct work 
 		tell(&w->p.t, &w->to, w->fe.service, REASON_FLOW_NEW);
 	}
 	count(REASON_STACK, w->p.total);
-	return w->egress ? send_again(skb, w) : NEXT;
+	return w->egress ? send_again(skb, w) : to_stack(skb, w);
 }
 
 /* Whether some socket of this host waits for the packet, connected or not. */
@@ -226,14 +239,14 @@ static __always_inline int begin_tracked(struct __sk_buff *skb, struct work *w)
 		if (!first || (w->p.t.proto == IPPROTO_TCP && w->ct_state == CT_TCP_ESTABLISHED) ||
 		    leads_to(w, ifindex)) {
 			renew_tracked(w, ifindex);
-			return NEXT;
+			return to_stack(skb, w);
 		}
 		expire_tracked(skb, w, &w->p.t);
 		break;
 	case TRACKED_CLOSED:
 		if (!first) {
 			renew_tracked(w, ifindex);
-			return NEXT;
+			return to_stack(skb, w);
 		}
 		expire_tracked(skb, w, &w->p.t);
 		break;
@@ -249,6 +262,18 @@ static __always_inline int begin_tracked(struct __sk_buff *skb, struct work *w)
 		return has_connection(skb, w) ? NEXT : unknown_flow(skb, w);
 	}
 	return begin_new(skb, w, ifindex);
+}
+
+/*
+ * A datagram that is_sent_astray: it begins anew, as it was sent.
+ * reads w->to, w->fe
+ */
+static __always_inline int send_anew(struct __sk_buff *skb, struct work *w)
+{
+	if (rewrite(skb, w, 0) < 0)
+		return drop(REASON_REWRITE, &w->p);
+	w->p.t = w->to;
+	return read_frontend(w) ? begin_new(skb, w, 0) : drop_new(REASON_NO_BACKEND, w);
 }
 
 #endif

@@ -247,4 +247,9 @@ _Static_assert(sizeof(struct translation) == 44, "translation");
 _Static_assert(sizeof(struct socket) == 360, "socket");
 _Static_assert(sizeof(struct gone) == 48, "gone");
 
+/* What skb->priority is between the programs and netfilter's hook PREROUTING. */
+enum packet_priority {
+	PRIORITY_SERVICE = 0x6e706b74,
+};
+
 #endif

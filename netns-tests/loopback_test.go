@@ -103,7 +103,7 @@ func checkLoopbackFollows(t *testing.T, l *lab.Lab) {
 			t.Fatalf("%s: %v", to, err)
 		}
 		held = append(held, f)
-		senders[to.String()] = startFixedSender(t, l, "node-a", to, uint16(41900+i))
+		senders[to.String()] = startFixedSender(t, l, "node-a", to, uint16(20900+i))
 	}
 	follow := &followers{senders: senders, others: held}
 	follow.expect(t, "loopback, at first", "pod-a1")

@@ -23,7 +23,7 @@ func TestP8OneSourcePort(t *testing.T) {
 		l := c.up(t, false)
 		apply(t, l, find("single"), find("deny")) // both have pod-a1
 		startAgents(t, l)
-		port := uint16(42000)
+		port := uint16(21000)
 		for _, from := range []string{"pod-a2", "pod-b1", "node-a", "client"} {
 			remote, err := l.Dialer(from)
 			if err != nil {

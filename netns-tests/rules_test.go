@@ -57,7 +57,7 @@ func withoutEmptyTables(text string) string {
 func foreignRules(saved string) string {
 	var kept []string
 	for line := range strings.Lines(saved) {
-		if !strings.Contains(line, "NODEPROXY-") {
+		if !strings.Contains(line, "NODEPROXY-") && !strings.Contains(line, "NODEPROXYEBPF-") {
 			kept = append(kept, line)
 		}
 	}

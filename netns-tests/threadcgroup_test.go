@@ -88,7 +88,23 @@ func leaveThreadDomain() error {
 	if threads.users--; threads.users > 0 {
 		return nil
 	}
-	return errors.Join(moveTo(threads.before), removeCgroup(threads.dir))
+	return errors.Join(moveTo(threads.before), moveRest(threads.dir, threads.before), removeCgroup(threads.dir))
+}
+
+// moveRest moves what is left in a cgroup: children that this process has begun for
+// other tests since it was there.
+func moveRest(from, to string) error {
+	left, err := os.ReadFile(filepath.Join(from, "cgroup.procs"))
+	if err != nil {
+		return fmt.Errorf("processes of a cgroup: %w", err)
+	}
+	for pid := range strings.Lines(string(left)) {
+		err := os.WriteFile(filepath.Join(to, "cgroup.procs"), []byte(pid), 0)
+		if err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("move process %s to cgroup %s: %w", strings.TrimSpace(pid), to, err)
+		}
+	}
+	return nil
 }
 
 // joinThreads moves the calling thread to a cgroup of the domain.

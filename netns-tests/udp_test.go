@@ -86,10 +86,10 @@ func TestP9UDPFollowsPolicies(t *testing.T) {
 		group := func(first uint16, routes ...[2]string) *followers {
 			return &followers{senders: startSenders(t, l, s, first, routes), others: others}
 		}
-		rest := group(41000, [2]string{"pod-a2", "cluster"}, [2]string{"client", "node-a"}, [2]string{"client", "external"})
-		elsewhere := group(41100, [2]string{"pod-b2", "cluster"})
-		entry := group(41200, [2]string{"client", "node-b"})
-		balancer := group(41300, [2]string{"client", "balancer"})
+		rest := group(20000, [2]string{"pod-a2", "cluster"}, [2]string{"client", "node-a"}, [2]string{"client", "external"})
+		elsewhere := group(20100, [2]string{"pod-b2", "cluster"})
+		entry := group(20200, [2]string{"client", "node-b"})
+		balancer := group(20300, [2]string{"client", "balancer"})
 		all := []*followers{rest, elsewhere, entry, balancer}
 		for _, step := range []struct {
 			name  string
@@ -125,7 +125,7 @@ func TestP9UDPFollowsPolicies(t *testing.T) {
 // everywhere, in both families.
 func startFixedSenders(t *testing.T, l *lab.Lab, s svc) map[string]*fixedSender {
 	t.Helper()
-	return startSenders(t, l, s, 41000, [][2]string{
+	return startSenders(t, l, s, 20000, [][2]string{
 		{"pod-a2", "cluster"}, {"node-a", "cluster"}, {"client", "node-a"}, {"client", "node-b"},
 		{"client", "external"}, {"client", "balancer"}, {"pod-b2", "node-a"},
 	})

@@ -58,7 +58,7 @@ func TestMaglevIsConsistent(t *testing.T) {
 			var names []string
 			for _, node := range []string{"node-a", "node-b"} {
 				routeBy(t, l, to.Addr(), node)
-				from := netip.AddrPortFrom(lab.MustPlace("client").Addr(to.Addr().Is6()), uint16(42000+i))
+				from := netip.AddrPortFrom(lab.MustPlace("client").Addr(to.Addr().Is6()), uint16(21000+i))
 				answer, err := remote.Dial(t.Context(), echo.Request{Network: echo.UDP, To: to, From: from})
 				if err != nil {
 					t.Fatal(err)
@@ -66,7 +66,7 @@ func TestMaglevIsConsistent(t *testing.T) {
 				names = append(names, answer.Name)
 			}
 			if names[0] != names[1] {
-				t.Errorf("port %d: %s by node-a, %s by node-b", 42000+i, names[0], names[1])
+				t.Errorf("port %d: %s by node-a, %s by node-b", 21000+i, names[0], names[1])
 			}
 			seen[names[0]] = true
 		}

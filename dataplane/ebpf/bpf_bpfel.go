@@ -275,6 +275,12 @@ const (
 	bpfNodeFlagNODE_OTHERS_NAT   bpfNodeFlag = 256
 )
 
+type bpfPacketPriority uint32
+
+const (
+	bpfPacketPriorityPRIORITY_SERVICE bpfPacketPriority = 1852861300
+)
+
 type bpfPortFlag uint32
 
 const (

@@ -3,6 +3,7 @@ package ebpf
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,15 +20,16 @@ import (
 
 // The stack way needs two things of netfilter in the node's namespace: the hooks of
 // NAT, which come with a chain of type nat, and those of conntrack, which come with
-// a rule that needs it. A table of ours has both. No packet is compared with its
-// rule, since nothing leads to that.
+// a rule that needs it. A table of ours has both. Its rules drop what conntrack finds
+// invalid among the packets that the programs have given the priority PRIORITY_SERVICE
+// (to_stack of bpf/tracked.h), as kube-proxy's KUBE-FORWARD does among all packets.
 
 var hookFamilies = [2]nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6}
 
 // The chains of our table, by what they are there for.
 const (
-	natChain       = "nat-prerouting"
-	conntrackChain = "conntrack"
+	natChain     = "nat-prerouting"
+	invalidChain = "drop-invalid"
 	// acceptLocalChain is empty: it says that we have set acceptLocal.
 	acceptLocalChain = "lo-accept-local-set"
 )
@@ -92,12 +94,12 @@ func hasHooks(nft *nftables.Conn, family nftables.TableFamily, table string) (bo
 		switch c.Name {
 		case natChain:
 			nat = true
-		case conntrackChain:
+		case invalidChain:
 			rules, err := nft.GetRules(c.Table, c)
 			if err != nil {
 				return false, fmt.Errorf("nftables: list rules of %s: %w", c.Name, err)
 			}
-			ct = len(rules) > 0
+			ct = len(rules) == len(invalidRules())
 		}
 	}
 	return nat && ct, nil
@@ -111,9 +113,29 @@ func addHooks(nft *nftables.Conn, family nftables.TableFamily, table string) {
 	accept := nftables.ChainPolicyAccept
 	nft.AddChain(&nftables.Chain{Table: t, Name: natChain, Type: nftables.ChainTypeNAT,
 		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest, Policy: &accept})
-	ct := nft.AddChain(&nftables.Chain{Table: t, Name: conntrackChain})
-	nft.AddRule(&nftables.Rule{Table: t, Chain: ct, Exprs: []expr.Any{
-		&expr.Ct{Register: 1, Key: expr.CtKeySTATE}, &expr.Verdict{Kind: expr.VerdictReturn}}})
+	invalid := nft.AddChain(&nftables.Chain{Table: t, Name: invalidChain, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle, Policy: &accept})
+	for _, exprs := range invalidRules() {
+		nft.AddRule(&nftables.Rule{Table: t, Chain: invalid, Exprs: exprs})
+	}
+}
+
+// invalidRules are those of invalidChain, as nft writes them:
+//
+//	meta priority != PRIORITY_SERVICE return
+//	ct state invalid counter drop
+//	meta priority set 0
+func invalidRules() [][]expr.Any {
+	sign := binary.NativeEndian.AppendUint32(nil, uint32(bpfPacketPriorityPRIORITY_SERVICE))
+	invalid := binary.NativeEndian.AppendUint32(nil, expr.CtStateBitINVALID)
+	none := make([]byte, 4)
+	return [][]expr.Any{
+		{&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: sign},
+			&expr.Verdict{Kind: expr.VerdictReturn}},
+		{&expr.Ct{Key: expr.CtKeySTATE, Register: 1}, &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: invalid, Xor: none},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: none}, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}},
+		{&expr.Immediate{Register: 1, Data: none}, &expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: 1}},
+	}
 }
 
 // setAcceptLocal sets acceptLocal, and notes in the table that it was not set.
