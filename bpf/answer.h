@@ -121,7 +121,7 @@ static __always_inline void icmp_header(__u8 *h, enum answer what, bool v4, __u3
  * source is the address that was dialled for port unreachable, as a host there
  * would have, and this node's otherwise.
  */
-static __noinline int answer_icmp(struct __sk_buff *skb, struct work *w, __u32 what, __u32 mtu)
+__noinline int answer_icmp(struct __sk_buff *skb, struct work *w, __u32 what, __u32 mtu)
 {
 	__u32 quoted, outer, sum, len;
 	const struct addr *own;
@@ -170,7 +170,7 @@ static __noinline int answer_icmp(struct __sk_buff *skb, struct work *w, __u32 w
 
 /* Turns an echo request into its reply, in place. Swapping the addresses leaves
  * every checksum as it is. */
-static __noinline int answer_echo(struct __sk_buff *skb, struct work *w)
+__noinline int answer_echo(struct __sk_buff *skb, struct work *w)
 {
 	__u8 ttl = OUR_TTL, type;
 	__u16 old, new;
@@ -211,7 +211,7 @@ static __noinline int answer_echo(struct __sk_buff *skb, struct work *w)
  * Resets a TCP connection that no flow is known of. The segment that has no
  * ACK is acknowledged as RFC 9293 3.10.7.1 says.
  */
-static __noinline int answer_reset(struct __sk_buff *skb, struct work *w)
+__noinline int answer_reset(struct __sk_buff *skb, struct work *w)
 {
 	struct tcphdr in, out = {.doff = 5, .rst = 1};
 	struct packet *p;

@@ -47,7 +47,7 @@ static __always_inline bool is_taken(struct bpf_sock_addr *ctx, const struct add
 }
 
 /* Whether some socket of the caller's namespace is at the address that is called. */
-static __noinline bool is_served_here(struct bpf_sock_addr *ctx, const struct call *c)
+__noinline bool is_served_here(struct bpf_sock_addr *ctx, const struct call *c)
 {
 	struct bpf_sock_tuple t = {};
 	struct bpf_sock *sk;

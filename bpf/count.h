@@ -29,8 +29,7 @@ static __always_inline struct backend_stats *backend_stats(struct member_key *ke
 }
 
 /* One flow that a backend of a service was chosen for. */
-static __noinline int count_backend(__u32 service, const struct addr *a, __u16 port,
-				    bool translated)
+__noinline int count_backend(__u32 service, const struct addr *a, __u16 port, bool translated)
 {
 	struct member_key key = {};
 	struct backend_stats *s;
@@ -115,8 +114,8 @@ static __always_inline bool watched(void)
 }
 
 /* Tells who watches. to may be NULL. */
-static __noinline int tell(const struct tuple *t, const struct tuple *to, __u32 service,
-			   enum reason reason)
+__noinline int tell(const struct tuple *t, const struct tuple *to, __u32 service,
+		    enum reason reason)
 {
 	__u32 zero = 0;
 	struct watch *w;

@@ -168,7 +168,7 @@ static __always_inline bool is_tracked(const struct tuple *t)
  * Asks conntrack for a tuple of the packet's family.
  * writes w->sock, w->ct, w->to
  */
-static __noinline int find_tracked(struct __sk_buff *skb, struct work *w, const struct tuple *t)
+__noinline int find_tracked(struct __sk_buff *skb, struct work *w, const struct tuple *t)
 {
 	enum tracked found = TRACKED_OTHERS;
 	bool closed = false;
@@ -199,7 +199,7 @@ static __noinline int find_tracked(struct __sk_buff *skb, struct work *w, const 
  * lookup takes it out of the table.
  * writes w->sock, w->ct
  */
-static __noinline int expire_tracked(struct __sk_buff *skb, struct work *w, const struct tuple *t)
+__noinline int expire_tracked(struct __sk_buff *skb, struct work *w, const struct tuple *t)
 {
 	struct nf_conn *c;
 
@@ -219,7 +219,7 @@ static __noinline int expire_tracked(struct __sk_buff *skb, struct work *w, cons
 
 /* Gives the entry at the packet's tuple, of either direction, so many milliseconds
  * from now. reads w->p; writes w->sock, w->ct */
-static __noinline int shorten_tracked(struct __sk_buff *skb, struct work *w, __u32 ms)
+__noinline int shorten_tracked(struct __sk_buff *skb, struct work *w, __u32 ms)
 {
 	struct nf_conn *c;
 
@@ -250,7 +250,7 @@ enum make { MAKE_DONE, MAKE_LOST, MAKE_FULL, MAKE_TAKEN };
  * the choice to the kernel, which keeps the client's where it is free.
  * MAKE_LOST: another CPU has made it; w->to is then the winner's.
  */
-static __noinline int try_track(struct __sk_buff *skb, struct work *w, __u32 sport)
+__noinline int try_track(struct __sk_buff *skb, struct work *w, __u32 sport)
 {
 	union nf_inet_addr a;
 	struct nf_conn___init *fresh;

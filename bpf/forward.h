@@ -63,7 +63,7 @@ static __always_inline void fill_question(struct work *w, __u32 ifindex, __u32 l
 	fib->dport = w->to.dport;
 }
 
-static __noinline enum way find_way(struct __sk_buff *skb, struct work *w)
+__noinline enum way find_way(struct __sk_buff *skb, struct work *w)
 {
 	struct bpf_fib_lookup *fib;
 	struct packet *p;
@@ -203,7 +203,7 @@ static __always_inline int deliver(struct __sk_buff *skb, struct work *w)
 }
 
 /* An ICMP error about a flow, as find_quoted left it. */
-static __noinline int deliver_error(struct __sk_buff *skb, struct work *w)
+__noinline int deliver_error(struct __sk_buff *skb, struct work *w)
 {
 	enum way way = WAY_LOCAL;
 

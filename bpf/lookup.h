@@ -249,8 +249,8 @@ static __always_inline __u32 hash_flow(const struct addr *src, const struct addr
  * frontend was read before an update and the slot after it, so that reading
  * the frontend again helps. The hash is for FRONTEND_MAGLEV.
  */
-static __noinline bool pick(const struct frontend *fe, __u8 route, const struct addr *client,
-			    struct backend *be, __u32 hash)
+__noinline bool pick(const struct frontend *fe, __u8 route, const struct addr *client,
+		     struct backend *be, __u32 hash)
 {
 	struct backend_key key = {};
 	struct backend *found;

@@ -8,7 +8,7 @@
  * in w->to. pairs only says where that one would be: while it is there, the
  * flow lives; if both are gone, it is over, whatever pairs still says.
  */
-static __noinline bool revive(struct work *w)
+__noinline bool revive(struct work *w)
 {
 	struct tuple *other, key;
 	struct flow *f;
@@ -39,7 +39,7 @@ static __noinline bool revive(struct work *w)
  * filter lack a half, a connection must not be reset for it. For packets that
  * would be, so that all others are spared the lookup.
  */
-static __noinline bool find_lost(struct work *w)
+__noinline bool find_lost(struct work *w)
 {
 	struct flow *f;
 
@@ -63,7 +63,7 @@ static __noinline bool find_lost(struct work *w)
 
 /* A packet that revive found a flow for: rare, so it is not worth its place in
  * the program three times. */
-static __noinline int resume(struct __sk_buff *skb, struct work *w)
+__noinline int resume(struct __sk_buff *skb, struct work *w)
 {
 	return w ? deliver(skb, w) : TC_ACT_SHOT;
 }

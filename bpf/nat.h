@@ -92,7 +92,7 @@ static long try_port(__u32 i, struct port_search *s)
  * is free, and inserts that half. The client's own port is tried first where it
  * is in the range.
  */
-static __noinline enum insert take_port(struct __sk_buff *skb, struct work *w)
+__noinline enum insert take_port(struct __sk_buff *skb, struct work *w)
 {
 	struct port_search s = {.skb = skb, .w = w, .result = INSERT_TAKEN};
 	__u32 port;
@@ -180,7 +180,7 @@ static __always_inline long rewrite_l3(struct __sk_buff *skb, struct work *w, __
  * pseudo-header alone. IPv6 has no header checksum to cancel the change of its
  * addresses in a complete sum (BPF_F_IPV6).
  */
-static __noinline long rewrite(struct __sk_buff *skb, struct work *w, __u8 hops)
+__noinline long rewrite(struct __sk_buff *skb, struct work *w, __u8 hops)
 {
 	__u64 flags = BPF_F_PSEUDO_HDR;
 	struct packet *p;

@@ -23,11 +23,13 @@ static __always_inline __u32 ask_socket(struct work *w, const struct addr *src, 
 
 /* Whether a connected socket of this host waits for what w->sock says. The two
  * kinds of sockets are kept apart: the verifier wants one kind at one place. */
-static __noinline bool has_tcp_socket(struct __sk_buff *skb, struct work *w, __u32 size)
+__noinline bool has_tcp_socket(struct __sk_buff *skb, struct work *w, __u32 size)
 {
 	struct bpf_sock *sk;
 	bool connected;
 
+	if (!w)
+		return false;
 	if (size == sizeof(w->sock.ipv4))
 		sk =
 		    bpf_skc_lookup_tcp(skb, &w->sock, sizeof(w->sock.ipv4), BPF_F_CURRENT_NETNS, 0);

@@ -123,8 +123,8 @@ static __always_inline bool socket_route(const struct call *c, const struct fron
 	return (*route & ROUTE_ACTION) != ROUTE_DROP;
 }
 
-static __noinline int tell_call(const struct call *c, const struct backend *be, __u32 service,
-				enum reason reason)
+__noinline int tell_call(const struct call *c, const struct backend *be, __u32 service,
+			 enum reason reason)
 {
 	struct tuple t = {}, to = {};
 
@@ -146,8 +146,7 @@ static __noinline int tell_call(const struct call *c, const struct backend *be, 
 enum verdict { VERDICT_ASIDE, VERDICT_TRANSLATE, VERDICT_REFUSE, VERDICT_NONE };
 
 /* Decides a connect or send; for VERDICT_TRANSLATE *be is where it goes. */
-static __noinline int decide(struct bpf_sock_addr *ctx, struct call *c, struct backend *be,
-			     bool connect)
+__noinline int decide(struct bpf_sock_addr *ctx, struct call *c, struct backend *be, bool connect)
 {
 	struct frontend_key key = {};
 	struct frontend fe, *found;

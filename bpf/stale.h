@@ -20,7 +20,7 @@ static __always_inline void forget_tracked(struct __sk_buff *skb, struct work *w
  * after a change of the Service only.
  * reads w->p; writes w->peer, w->to (the datagram as it was sent), w->key, w->sock, w->ct
  */
-static __noinline bool is_sent_astray(struct __sk_buff *skb, struct work *w)
+__noinline bool is_sent_astray(struct __sk_buff *skb, struct work *w)
 {
 	struct frontend *fe;
 	struct flow *reply;

@@ -38,7 +38,7 @@ static __always_inline void put_half(const struct tuple *key, struct flow *f)
  * Notes the flow p.t -> w->to, which conntrack has. A full table leaves it out.
  * reads w->p, w->to, w->fe; writes w->peer, w->flow
  */
-static __noinline int note_tracked(struct work *w)
+__noinline int note_tracked(struct work *w)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
 
@@ -65,7 +65,7 @@ static __noinline int note_tracked(struct work *w)
 }
 
 /* Conntrack still has the flow: it is noted again, or for another second. */
-static __noinline int renew_tracked(struct work *w, __u32 ifindex)
+__noinline int renew_tracked(struct work *w, __u32 ifindex)
 {
 	struct flow *f;
 
