@@ -158,11 +158,9 @@ static __always_inline int translate_tracked(struct __sk_buff *skb, struct work 
 	if (!pick_backend(w, route))
 		return drop_new(REASON_NO_BACKEND, w);
 	set_backend(w);
-	/* A backend on this host answers from here, and hairpin cannot be. What this
-	 * host sends has its address already. */
+	/* A backend on this host answers from here, and hairpin cannot be. */
 	if ((route & ROUTE_MASQUERADE || same_addr(&w->p.t.src, &w->to.dst) || leaves_cluster(w)) &&
-	    !(address_flags(&w->to.dst) & ADDRESS_LOCAL) &&
-	    !(address_flags(&w->p.t.src) & ADDRESS_LOCAL)) {
+	    !(address_flags(&w->to.dst) & ADDRESS_LOCAL)) {
 		own = route_source(skb, w);
 		if (!own)
 			return drop_new(REASON_NO_SOURCE, w);

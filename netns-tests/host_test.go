@@ -1,7 +1,6 @@
 package netnstests
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -20,51 +19,6 @@ import (
 	"github.com/nodeproxy/nodeproxy/lab"
 	"github.com/nodeproxy/nodeproxy/lab/echo"
 )
-
-// TestHostFirewallEBPF checks that all of Services passes beside a host that
-// drops forwarded packets, and those that conntrack calls invalid, whatever
-// its rp_filter says: translated packets do not meet netfilter.
-func TestHostFirewallEBPF(t *testing.T) {
-	eachEBPF(t, func(t *testing.T, c column) {
-		l := c.up(t, false)
-		for _, tool := range []string{"iptables-nft", "ip6tables-nft"} {
-			inPlace(t, l, "node-a", tool, "-P", "FORWARD", "DROP")
-			for _, chain := range []string{"INPUT", "FORWARD"} {
-				inPlace(t, l, "node-a", tool, "-A", chain, "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP")
-			}
-		}
-		rules := savedRules(t, l, "node-a")
-		apply(t, l, find("web"), find("remote"), find("empty"), find("local-a"))
-		startAgents(t, l)
-		for _, value := range []string{"0", "1", "2"} {
-			t.Run("rp_filter="+value, func(t *testing.T) {
-				for _, dev := range []string{"all", "eth0"} {
-					setSysctl(t, l, "node-a", "ipv4/conf/"+dev+"/rp_filter", value)
-				}
-				fromNode := ""                  // both families
-				if !c.Sockets && value != "0" { // as the agent says, below
-					fromNode = "v6"
-				}
-				runScenarios(t, l, []scenario{
-					{name: "refused", from: "client pod-a1", to: "empty node-a, empty external", want: refused},
-					{name: "from the node", from: "node-a", to: "web cluster", want: everyPod, source: masked, only: fromNode},
-					{name: "not masqueraded", from: "client", to: "local-a node-a, local-a external", want: "pod-a1 pod-a2"},
-					{name: "masqueraded", from: "client", to: "web node-a, web external", want: everyPod, source: masked},
-					{name: "masqueraded to afar", from: "client pod-a1", to: "remote balancer, remote node-a", want: "pod-b1", source: masked},
-				})
-			})
-		}
-		if err := errors.Join(l.StopAgent("node-a"), l.StartAgent(t.Context(), "node-a")); err != nil {
-			t.Fatal(err)
-		}
-		if told := strings.Contains(l.AgentLog("node-a"), "net.ipv4.conf.eth0.rp_filter"); told == c.Sockets {
-			t.Errorf("sockets are translated: %v, but the agent asked to change rp_filter: %v", c.Sockets, told)
-		}
-		if diff := cmp.Diff(rules, savedRules(t, l, "node-a")); diff != "" {
-			t.Errorf("rules of others (-before +after):\n%s", diff)
-		}
-	})
-}
 
 // foreign is a program of somebody else, which counts what it sees.
 type foreign struct {

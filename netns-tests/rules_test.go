@@ -184,36 +184,69 @@ func TestCleanup(t *testing.T) {
 }
 
 // TestHostFirewall checks what is promised beside a host that drops forwarded
-// packets: replies pass, and flows that are masqueraded. Its rules stay first
-// or last as they were.
+// packets: replies pass, and flows that are masqueraded, whatever rp_filter says.
+// The host's rules stay first or last as they were.
 func TestHostFirewall(t *testing.T) {
-	eachIPTables(t, func(t *testing.T, c column) {
+	eachColumn(t, func(t *testing.T, c column) {
 		for _, early := range []bool{true, false} {
 			t.Run(fmt.Sprintf("before-the-agent=%v", early), func(t *testing.T) {
 				l := c.up(t, false)
-				firewall := func() {
-					for _, tool := range []string{"iptables-" + c.Backend, "ip6tables-" + c.Backend} {
-						inPlace(t, l, "node-a", tool, "-P", "FORWARD", "DROP")
-						inPlace(t, l, "node-a", tool, "-A", "FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP")
-					}
-				}
 				if early {
-					firewall()
+					dropForwarded(t, l, c)
 				}
 				apply(t, l, find("web"), find("remote"), find("empty"), find("local-a"))
 				startAgents(t, l)
 				if !early {
-					firewall()
+					dropForwarded(t, l, c)
 				}
-				runScenarios(t, l, []scenario{
-					{name: "refused", from: "client pod-a1", to: "empty node-a, empty external", want: refused},
-					{name: "from the node", from: "node-a", to: "web cluster", want: everyPod, source: masked},
-					{name: "not masqueraded", from: "client", to: "local-a node-a", want: dropped},
-					{name: "masqueraded", from: "client", to: "web node-a, web external", want: everyPod, source: masked},
-					{name: "masqueraded to afar", from: "client pod-a1", to: "remote balancer, remote node-a", want: "pod-b1", source: masked},
-				})
+				runBehindFirewall(t, l)
+				if early && c.Mode == "ebpf" { // netfilter's modes do not look at rp_filter
+					for _, value := range []string{"0", "1", "2"} {
+						t.Run("rp_filter="+value, func(t *testing.T) {
+							for _, dev := range []string{"all", "eth0"} {
+								setSysctl(t, l, "node-a", "ipv4/conf/"+dev+"/rp_filter", value)
+							}
+							runBehindFirewall(t, l)
+						})
+					}
+				}
 			})
 		}
+	})
+}
+
+// dropForwarded has node-a drop what it forwards, and what conntrack calls invalid.
+func dropForwarded(t *testing.T, l *lab.Lab, c column) {
+	t.Helper()
+	backend := c.Backend
+	if backend == "" {
+		backend = "nft"
+	}
+	for _, tool := range []string{"iptables-" + backend, "ip6tables-" + backend} {
+		for _, chain := range []string{"INPUT", "FORWARD"} {
+			inPlace(t, l, "node-a", tool, "-A", chain, "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP")
+		}
+		inPlace(t, l, "node-a", tool, "-P", "FORWARD", "DROP")
+	}
+	// ebpf mode follows: from now on the stack has a say, and our chain is there.
+	if c.Mode == "ebpf" && l.AgentLog("node-a") != "" {
+		eventually(t, patience, func() error {
+			if out := savedRules(t, l, "node-a"); strings.Count(out, "-A FORWARD -j NODEPROXYEBPF-FORWARD") < 2 {
+				return fmt.Errorf("Service flows are not accepted in FORWARD:\n%s", out)
+			}
+			return nil
+		})
+	}
+}
+
+func runBehindFirewall(t *testing.T, l *lab.Lab) {
+	t.Helper()
+	runScenarios(t, l, []scenario{
+		{name: "refused", from: "client pod-a1", to: "empty node-a, empty external", want: refused},
+		{name: "from the node", from: "node-a", to: "web cluster", want: everyPod, source: masked},
+		{name: "not masqueraded", from: "client", to: "local-a node-a", want: dropped},
+		{name: "masqueraded", from: "client", to: "web node-a, web external", want: everyPod, source: masked},
+		{name: "masqueraded to afar", from: "client pod-a1", to: "remote balancer, remote node-a", want: "pod-b1", source: masked},
 	})
 }
 

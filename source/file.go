@@ -15,8 +15,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
-
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
@@ -92,12 +90,9 @@ type file struct {
 // ends, whose error it returns. emit is called from one goroutine.
 func (f *File) Run(ctx context.Context, emit func(service.Changes)) error {
 	f.files, f.twice, f.started = map[string]*file{}, map[string]bool{}, time.Now()
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("watch %s: %w", f.Path, err)
-	}
+	w := NewFileWatcher(f.Path, f.Log)
 	defer w.Close()
-	ticker := time.NewTicker(rescan)
+	ticker := time.NewTicker(w.Period(rescan))
 	defer ticker.Stop()
 	missing := ""
 	for {
@@ -159,7 +154,7 @@ func (f *File) sayTwice(object any, first, second string) {
 
 // watch asks for events of the path and of the directory that holds it.
 // Adding a watch twice does no harm, and finds a directory that came back.
-func (f *File) watch(w *fsnotify.Watcher) {
+func (f *File) watch(w *FileWatcher) {
 	for _, p := range []string{filepath.Dir(f.Path), f.Path} {
 		if info, err := os.Stat(p); err != nil || !info.IsDir() {
 			continue
@@ -172,7 +167,7 @@ func (f *File) watch(w *fsnotify.Watcher) {
 
 // wait returns when something may have changed and then stood still.
 // next is when something is to be looked at without an event, or zero.
-func (f *File) wait(ctx context.Context, w *fsnotify.Watcher, tick <-chan time.Time, next time.Time) error {
+func (f *File) wait(ctx context.Context, w *FileWatcher, tick <-chan time.Time, next time.Time) error {
 	var quiet, limit, due <-chan time.Time
 	if !next.IsZero() {
 		due = time.After(time.Until(next))

@@ -12,11 +12,12 @@ import (
 	"strings"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
 	"github.com/spf13/pflag"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/kube-proxy/config/v1alpha1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/nodeproxy/nodeproxy/source"
 )
 
 // kubeProxyConfig is a KubeProxyConfiguration as flags.
@@ -210,15 +211,12 @@ var errConfigChanged = errors.New("the configuration file has changed: ending, t
 // watchConfig returns errConfigChanged when the file says something else, and
 // can be read. A file that can not be is reported, and changes nothing.
 func watchConfig(ctx context.Context, path string, before []byte, log *slog.Logger) error {
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("watch %s: %w", path, err)
-	}
+	w := source.NewFileWatcher(path, log)
 	defer w.Close()
 	if err := w.Add(filepath.Dir(path)); err != nil { // also sees a ConfigMap volume's links
 		return fmt.Errorf("watch %s: %w", path, err)
 	}
-	tick := time.NewTicker(10 * time.Second)
+	tick := time.NewTicker(w.Period(10 * time.Second))
 	defer tick.Stop()
 	said := ""
 	for {

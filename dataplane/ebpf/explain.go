@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"strings"
@@ -29,16 +30,20 @@ const explainRuns = 256
 // and nothing is sent. It runs in the node's network namespace.
 func (r *Reader) Explain(_ context.Context, p service.Packet) (view.Answer, error) {
 	answer := view.Answer{How: "a copy of the programs, on the maps in the kernel (BPF_PROG_TEST_RUN)"}
-	c, err := r.copyPrograms()
+	ifindex, err := entry(p)
+	if err != nil {
+		return answer, err
+	}
+	name := bpfProgIngress
+	if p.Interface == "" {
+		name = bpfProgEgress
+	}
+	c, err := r.copyProgram(name)
 	if err != nil {
 		return answer, err
 	}
 	defer c.Close()
 	if err := r.copyAffinity(c, p.Source.Addr()); err != nil {
-		return answer, err
-	}
-	prog, ifindex, err := entry(c, p)
-	if err != nil {
 		return answer, err
 	}
 	host, err := hardwareAddr(ifindex)
@@ -53,7 +58,7 @@ func (r *Reader) Explain(_ context.Context, p service.Packet) (view.Answer, erro
 		frame := t.frame()
 		copy(frame, host)
 		o := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, 512), Context: in}
-		verdict, err := prog.Run(o)
+		verdict, err := c.Programs[name].Run(o)
 		if err != nil {
 			return answer, fmt.Errorf("run program: %w", err)
 		}
@@ -73,18 +78,13 @@ func (r *Reader) Explain(_ context.Context, p service.Packet) (view.Answer, erro
 	return answer, err
 }
 
-// copyPrograms loads the programs for packets once more.
-func (r *Reader) copyPrograms() (*ebpf.Collection, error) {
+// copyProgram loads a program for packets once more.
+func (r *Reader) copyProgram(name string) (*ebpf.Collection, error) {
 	spec, err := loadBpf()
 	if err != nil {
 		return nil, fmt.Errorf("read embedded programs: %w", err)
 	}
-	wanted := map[string]bool{bpfProgIngress: true, bpfProgEgress: true}
-	for name := range spec.Programs {
-		if !wanted[name] {
-			delete(spec.Programs, name)
-		}
-	}
+	maps.DeleteFunc(spec.Programs, func(other string, _ *ebpf.ProgramSpec) bool { return other != name })
 	real := map[string]*ebpf.Map{}
 	defer func() {
 		for _, m := range real {
@@ -134,8 +134,8 @@ func (r *Reader) copyAffinity(c *ebpf.Collection, client netip.Addr) error {
 	return nil
 }
 
-// entry is the program that sees a packet first, and the interface where.
-func entry(c *ebpf.Collection, p service.Packet) (*ebpf.Program, uint32, error) {
+// entry is the interface where a program sees a packet first.
+func entry(p service.Packet) (uint32, error) {
 	var l netlink.Link
 	var err error
 	if p.Interface != "" && p.Interface != "?" {
@@ -144,13 +144,9 @@ func entry(c *ebpf.Collection, p service.Packet) (*ebpf.Program, uint32, error) 
 		l, err = wayTo(p)
 	}
 	if err != nil {
-		return nil, 0, fmt.Errorf("interface of the packet: %w", err)
+		return 0, fmt.Errorf("interface of the packet: %w", err)
 	}
-	name := bpfProgIngress
-	if p.Interface == "" {
-		name = bpfProgEgress
-	}
-	return c.Programs[name], uint32(l.Attrs().Index), nil
+	return uint32(l.Attrs().Index), nil
 }
 
 // wayTo is the interface by which this node would answer a packet, or for one of
