@@ -236,7 +236,10 @@ static __always_inline int begin_tracked(struct __sk_buff *skb, struct work *w)
 		/* What is established, no SYN can end. */
 		if (!first || (w->p.t.proto == IPPROTO_TCP && w->ct_state == CT_TCP_ESTABLISHED) ||
 		    leads_to(w, ifindex)) {
-			renew_tracked(w, ifindex);
+			if (w->p.t.proto == IPPROTO_TCP && first)
+				note_tracked(w); /* conntrack may judge windows anew */
+			else
+				renew_tracked(w, ifindex);
 			return to_stack(skb, w);
 		}
 		expire_tracked(skb, w, &w->p.t);
