@@ -281,15 +281,4 @@ __noinline int try_track(struct __sk_buff *skb, struct work *w, __u32 sport)
 	return MAKE_LOST;
 }
 
-/* Makes the entry p.t -> w->to, or finds that another CPU has; w->to is then
- * what conntrack will translate to. reads w->p, w->to; writes w->to, w->sock, w->ct */
-static __always_inline enum make track(struct __sk_buff *skb, struct work *w)
-{
-	enum make made = MAKE_TAKEN;
-
-	for (int i = 0; i < CT_TRIES && made == MAKE_TAKEN; i++)
-		made = try_track(skb, w, 0);
-	return made;
-}
-
 #endif

@@ -36,6 +36,7 @@ enum reason {
 	REASON_UNKNOWN_PROTOCOL,  /* dropped: to a service's address, and nothing it could serve */
 	REASON_ANSWER_LIMITED,    /* dropped without an answer, since there were many */
 	REASON_DOUBTFUL,          /* dropped: would end a connection, and is not its next segment */
+	REASON_SOURCE_SHARE,      /* dropped: its source has too many half-open flows */
 	REASONS,
 };
 

@@ -205,8 +205,13 @@ static __always_inline void note_packet(struct work *w, struct flow *f)
 
 	if (flags & (TCP_FIN | TCP_RST))
 		close_flow(w, f, flags);
-	else if ((flags & (TCP_SYN | TCP_ACK)) == TCP_ACK && !(f->tcp & TCP_SEEN_ACK))
+	else if ((flags & (TCP_SYN | TCP_ACK)) == TCP_ACK && !(f->tcp & TCP_SEEN_ACK)) {
 		f->tcp |= TCP_SEEN_ACK;
+		if (!(f->flags & FLOW_REPLY))
+			give_share_back(w, &w->p.t.src);
+	} else if (w->p.t.proto == IPPROTO_UDP && f->flags & FLOW_REPLY && !f->packets) {
+		give_share_back(w, &f->to.dst);
+	}
 	if (f->seen && now - f->seen > TOUCH_INTERVAL)
 		f->flags |= FLOW_LASTING;
 	f->seen = now;

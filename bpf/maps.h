@@ -34,6 +34,11 @@ MAP(BPF_MAP_TYPE_LRU_HASH, affinities, struct affinity_key, struct affinity, 102
 MAP(BPF_MAP_TYPE_LRU_HASH, fragments, struct fragment_key, struct fragment, 1024, 0);
 /* When the next answer to an address is due; key :: is all of them together. */
 MAP(BPF_MAP_TYPE_LRU_HASH, answer_times, struct addr, __u64, 4096, 0);
+/* Half-open flows that one source may have, written by the agent: 0 while conntrack has
+ * room. And what each has meanwhile. */
+MAP(BPF_MAP_TYPE_ARRAY, source_share, __u32, __u32, 1, 0);
+MAP(BPF_MAP_TYPE_ARRAY, half_open, __u32, struct tuple, HALF_OPEN_SLOTS, 0);
+MAP(BPF_MAP_TYPE_LRU_HASH, sources, struct addr, struct source_use, 16384, 0);
 MAP(BPF_MAP_TYPE_ARRAY, service_counts, __u32, struct service_stats, 1024, 0);
 MAP(BPF_MAP_TYPE_HASH, backend_counts, struct member_key, struct backend_stats, 1024,
     BPF_F_NO_PREALLOC);

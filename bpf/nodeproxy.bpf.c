@@ -40,6 +40,7 @@
 #include "answer.h"
 #include "forward.h"
 #include "begin.h"
+#include "share.h"
 #include "fast.h"
 #include "lost.h"
 #include "tracked.h"

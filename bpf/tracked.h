@@ -138,6 +138,19 @@ static __always_inline int to_stack(struct __sk_buff *skb, const struct work *w)
 	return NEXT;
 }
 
+/*
+ * A packet for which conntrack had no room, nor make_room any. Netfilter finds room where
+ * it looks for it: it forgets a half-open entry near the packet's own. Then a rule of ours
+ * drops the packet, and that room is for the next, or when the client sends again.
+ */
+static __always_inline int ask_for_room(struct __sk_buff *skb, const struct work *w)
+{
+	if (w->egress || skb->priority)
+		return TC_ACT_SHOT;
+	skb->priority = PRIORITY_NO_ROOM;
+	return NEXT;
+}
+
 /* Whether a Pod's packet goes to a backend that is no Pod, on a node where somebody
  * else has rules of NAT for what leaves it: they are not asked about a flow that has its
  * translation, and a plugin's masquerade would be missed. */
@@ -169,10 +182,12 @@ static __always_inline int translate_tracked(struct __sk_buff *skb, struct work 
 	made = track(skb, w);
 	if (made == MAKE_FULL || made == MAKE_TAKEN) {
 		count_backend(w->fe.service, &w->be.addr, w->be.port, false);
-		return drop_new(made == MAKE_FULL ? REASON_FLOWS_FULL : REASON_PORTS_EXHAUSTED, w);
+		drop_new(made == MAKE_FULL ? REASON_FLOWS_FULL : REASON_PORTS_EXHAUSTED, w);
+		return made == MAKE_FULL ? ask_for_room(skb, w) : TC_ACT_SHOT;
 	}
 	note_tracked(w);
 	if (made == MAKE_DONE) {
+		note_half_open(w);
 		count(REASON_FLOW_NEW, w->p.total);
 		count_service(w->fe.service, true);
 		count_backend(w->fe.service, &w->to.dst, w->to.dport, true);
@@ -208,6 +223,8 @@ static __always_inline int begin_new(struct __sk_buff *skb, struct work *w, __u3
 	route = route_of(&w->fe, source_of(&w->p.t.src, ifindex));
 	switch (route & ROUTE_ACTION) {
 	case ROUTE_TRANSLATE:
+		if (ifindex && !take_share(w))
+			return drop_new(REASON_SOURCE_SHARE, w);
 		return translate_tracked(skb, w, route);
 	case ROUTE_REJECT:
 		return reject(skb, w);

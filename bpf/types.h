@@ -184,6 +184,15 @@ struct node {
 	__u32 flags;            /* enum node_flag */
 };
 
+/* So many half-open flows are known that can make room for others. */
+#define HALF_OPEN_SLOTS 16384
+
+/* What a source has half-open. */
+struct source_use {
+	__u32 window; /* of SHARE_SECONDS */
+	__u32 half_open;
+};
+
 struct fragment_key {
 	struct addr src;
 	struct addr dst;
@@ -249,7 +258,8 @@ _Static_assert(sizeof(struct gone) == 48, "gone");
 
 /* What skb->priority is between the programs and netfilter's hook PREROUTING. */
 enum packet_priority {
-	PRIORITY_SERVICE = 0x6e706b74,
+	PRIORITY_SERVICE = 0x6e706b74, /* of a Service's flow: dropped if it is invalid */
+	PRIORITY_NO_ROOM,              /* conntrack was full: dropped */
 };
 
 #endif

@@ -37,15 +37,16 @@ struct work {
 	struct bpf_sock_tuple sock;
 	struct bpf_ct_opts ct;
 	struct fragment_key fragment;
-	struct addr source; /* that a route gives */
-	__u32 ct_status;    /* of the entry that find_tracked found */
-	__u8 ct_state;      /* of TCP */
-	struct quote quote; /* in the ICMP error at hand */
-	struct tuple inner; /* what it becomes */
-	__u32 quoted[32];   /* by an ICMP error that is made here */
-	__u32 dst_flags;    /* of p.t.dst, once read_frontend was asked */
-	bool known;         /* the packet may have a flow */
-	bool egress;        /* at egress, where only what this host sends is looked at */
+	struct addr source;  /* that a route gives */
+	struct tuple victim; /* of make_room */
+	__u32 ct_status;     /* of the entry that find_tracked found */
+	__u8 ct_state;       /* of TCP */
+	struct quote quote;  /* in the ICMP error at hand */
+	struct tuple inner;  /* what it becomes */
+	__u32 quoted[32];    /* by an ICMP error that is made here */
+	__u32 dst_flags;     /* of p.t.dst, once read_frontend was asked */
+	bool known;          /* the packet may have a flow */
+	bool egress;         /* at egress, where only what this host sends is looked at */
 };
 
 struct {

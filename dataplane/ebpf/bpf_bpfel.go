@@ -279,6 +279,7 @@ type bpfPacketPriority uint32
 
 const (
 	bpfPacketPriorityPRIORITY_SERVICE bpfPacketPriority = 1852861300
+	bpfPacketPriorityPRIORITY_NO_ROOM bpfPacketPriority = 1852861301
 )
 
 type bpfPortFlag uint32
@@ -340,7 +341,8 @@ const (
 	bpfReasonREASON_UNKNOWN_PROTOCOL  bpfReason = 29
 	bpfReasonREASON_ANSWER_LIMITED    bpfReason = 30
 	bpfReasonREASON_DOUBTFUL          bpfReason = 31
-	bpfReasonREASONS                  bpfReason = 32
+	bpfReasonREASON_SOURCE_SHARE      bpfReason = 32
+	bpfReasonREASONS                  bpfReason = 33
 )
 
 type bpfRoute uint32
@@ -399,6 +401,12 @@ const (
 	bpfSourceSOURCES      bpfSource = 3
 )
 
+type bpfSourceUse struct {
+	_        structs.HostLayout
+	Window   uint32
+	HalfOpen uint32
+}
+
 type bpfTuple struct {
 	_     structs.HostLayout
 	Src   bpfAddr
@@ -433,6 +441,7 @@ const (
 	bpfMapFlows            = "flows"
 	bpfMapFragments        = "fragments"
 	bpfMapFrontends        = "frontends"
+	bpfMapHalfOpen         = "half_open"
 	bpfMapInterfaces       = "interfaces"
 	bpfMapMembers          = "members"
 	bpfMapMetrics          = "metrics"
@@ -446,6 +455,8 @@ const (
 	bpfMapServices         = "services"
 	bpfMapSockets          = "sockets"
 	bpfMapSourceRanges     = "source_ranges"
+	bpfMapSourceShare      = "source_share"
+	bpfMapSources          = "sources"
 	bpfMapWatch            = "watch"
 	bpfProgAccelerate      = "accelerate"
 	bpfProgCollect         = "collect"
@@ -557,6 +568,7 @@ type bpfMapSpecs struct {
 	Flows           *ebpf.MapSpec `ebpf:"flows"`
 	Fragments       *ebpf.MapSpec `ebpf:"fragments"`
 	Frontends       *ebpf.MapSpec `ebpf:"frontends"`
+	HalfOpen        *ebpf.MapSpec `ebpf:"half_open"`
 	Interfaces      *ebpf.MapSpec `ebpf:"interfaces"`
 	Members         *ebpf.MapSpec `ebpf:"members"`
 	Metrics         *ebpf.MapSpec `ebpf:"metrics"`
@@ -570,6 +582,8 @@ type bpfMapSpecs struct {
 	Services        *ebpf.MapSpec `ebpf:"services"`
 	Sockets         *ebpf.MapSpec `ebpf:"sockets"`
 	SourceRanges    *ebpf.MapSpec `ebpf:"source_ranges"`
+	SourceShare     *ebpf.MapSpec `ebpf:"source_share"`
+	Sources         *ebpf.MapSpec `ebpf:"sources"`
 	Watch           *ebpf.MapSpec `ebpf:"watch"`
 }
 
@@ -625,6 +639,7 @@ type bpfMaps struct {
 	Flows           *ebpf.Map `ebpf:"flows"`
 	Fragments       *ebpf.Map `ebpf:"fragments"`
 	Frontends       *ebpf.Map `ebpf:"frontends"`
+	HalfOpen        *ebpf.Map `ebpf:"half_open"`
 	Interfaces      *ebpf.Map `ebpf:"interfaces"`
 	Members         *ebpf.Map `ebpf:"members"`
 	Metrics         *ebpf.Map `ebpf:"metrics"`
@@ -638,6 +653,8 @@ type bpfMaps struct {
 	Services        *ebpf.Map `ebpf:"services"`
 	Sockets         *ebpf.Map `ebpf:"sockets"`
 	SourceRanges    *ebpf.Map `ebpf:"source_ranges"`
+	SourceShare     *ebpf.Map `ebpf:"source_share"`
+	Sources         *ebpf.Map `ebpf:"sources"`
 	Watch           *ebpf.Map `ebpf:"watch"`
 }
 
@@ -654,6 +671,7 @@ func (m *bpfMaps) Close() error {
 		m.Flows,
 		m.Fragments,
 		m.Frontends,
+		m.HalfOpen,
 		m.Interfaces,
 		m.Members,
 		m.Metrics,
@@ -667,6 +685,8 @@ func (m *bpfMaps) Close() error {
 		m.Services,
 		m.Sockets,
 		m.SourceRanges,
+		m.SourceShare,
+		m.Sources,
 		m.Watch,
 	)
 }

@@ -19,7 +19,8 @@ var reasonNames = [...]string{"forwarded", "stack", "flow_new", "flow_rebuilt", 
 	"source_range", "unknown_flow", "unknown_reply", "flows_full", "ports_exhausted", "no_backend",
 	"no_source", "no_route", "ttl", "too_big", "unsendable", "fragment_orphan", "fragment_passed",
 	"sctp_port", "rewrite", "icmp_translated", "socket_translated", "socket_refused", "socket_aside", "unknown_port", "echo", "forwarded_xdp",
-	"martian", "unknown_protocol", "answer_limited", "doubtful"}
+	"martian", "unknown_protocol", "answer_limited", "doubtful",
+	"source_share"}
 
 // Two errors of the compiler if enum reason and reasonNames differ in length.
 var (

@@ -22,7 +22,8 @@ import (
 // NAT, which come with a chain of type nat, and those of conntrack, which come with
 // a rule that needs it. A table of ours has both. Its rules drop what conntrack finds
 // invalid among the packets that the programs have given the priority PRIORITY_SERVICE
-// (to_stack of bpf/tracked.h), as kube-proxy's KUBE-FORWARD does among all packets.
+// (to_stack of bpf/tracked.h), as kube-proxy's KUBE-FORWARD does among all packets, and
+// those for which conntrack had no room (ask_for_room).
 
 var hookFamilies = [2]nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6}
 
@@ -122,14 +123,18 @@ func addHooks(nft *nftables.Conn, family nftables.TableFamily, table string) {
 
 // invalidRules are those of invalidChain, as nft writes them:
 //
+//	meta priority PRIORITY_NO_ROOM counter drop
 //	meta priority != PRIORITY_SERVICE return
 //	ct state invalid counter drop
 //	meta priority set 0
 func invalidRules() [][]expr.Any {
+	noRoom := binary.NativeEndian.AppendUint32(nil, uint32(bpfPacketPriorityPRIORITY_NO_ROOM))
 	sign := binary.NativeEndian.AppendUint32(nil, uint32(bpfPacketPriorityPRIORITY_SERVICE))
 	invalid := binary.NativeEndian.AppendUint32(nil, expr.CtStateBitINVALID)
 	none := make([]byte, 4)
 	return [][]expr.Any{
+		{&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: noRoom},
+			&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}},
 		{&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: sign},
 			&expr.Verdict{Kind: expr.VerdictReturn}},
 		{&expr.Ct{Key: expr.CtKeySTATE, Register: 1}, &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: invalid, Xor: none},

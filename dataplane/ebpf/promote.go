@@ -52,6 +52,7 @@ func (d *Dataplane) serveTracked(ctx context.Context) error {
 		p.run(ctx, func(err error) { d.o.Logger.Warn("connections stay with the stack", "error", err) })
 	})
 	d.goInNamespace(func() { d.followNetfilter(ctx, changes) })
+	d.goInNamespace(func() { d.followPressure(ctx) })
 	return nil
 }
 

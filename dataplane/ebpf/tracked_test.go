@@ -229,14 +229,16 @@ func TestConntrackSeesTheEnd(t *testing.T) {
 	})
 }
 
-func eventually(t *testing.T, what string, is func() bool) {
+func eventually(t *testing.T, what string, is func() bool) { within(t, 5*time.Second, what, is) }
+
+func within(t *testing.T, limit time.Duration, what string, is func() bool) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if is() {
 			return
 		}
 	}
-	t.Errorf("not within 5 s: %s", what)
+	t.Errorf("not within %s: %s", limit, what)
 }
 
 // TestDeletedEntryEndsTheFastWay: what an operator deletes with conntrack -D is over,
