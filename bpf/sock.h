@@ -175,6 +175,9 @@ __noinline int decide(struct bpf_sock_addr *ctx, struct call *c, struct backend 
 	found = find_frontend(&key, loopback);
 	if (!found)
 		return VERDICT_NONE;
+	/* Bound to a loopback address it would reach no backend: the relay takes it. */
+	if (loopback && is_loopback(&c->source))
+		return VERDICT_ASIDE;
 	fe = *found;
 	if (is_caches(ctx, c))
 		return VERDICT_ASIDE;

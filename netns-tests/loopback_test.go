@@ -60,6 +60,32 @@ func TestP24Loopback(t *testing.T) {
 	})
 }
 
+// TestP24LoopbackBound dials node ports at loopback addresses by sockets that are bound
+// to one: they can reach nothing else, so that no program may translate them.
+func TestP24LoopbackBound(t *testing.T) {
+	eachColumn(t, func(t *testing.T, c column) {
+		l := c.up(t, false)
+		apply(t, l, find("web"), find("empty"))
+		startAgents(t, l)
+		remote, err := l.Dialer("node-a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, ip := range loopbacks {
+			for _, network := range []echo.Network{echo.TCP, echo.UDP} {
+				r := echo.Request{Network: network, To: netip.AddrPortFrom(ip, uint16(30000+find("web").n)), From: netip.AddrPortFrom(ip, 0)}
+				eventually(t, patience, func() error {
+					answer, err := remote.Dial(t.Context(), r)
+					if err == nil && !strings.Contains(everyPod, answer.Name) {
+						err = fmt.Errorf("%s over %s: answered by %q", ip, network, answer.Name)
+					}
+					return err
+				})
+			}
+		}
+	})
+}
+
 // dialUntilAll dials from node-a until all of the names have answered; each
 // must see an address of node-a.
 func dialUntilAll(t *testing.T, l *lab.Lab, network echo.Network, to netip.AddrPort, want string) {

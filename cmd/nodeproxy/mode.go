@@ -36,10 +36,10 @@ func openDataplane(ctx context.Context, opts *runOptions, mode string, log *slog
 		if h.chains {
 			mode = &carrier{dp, log, fromIPTables(dp)}
 		}
-		if o.PacketsOnly {
-			return loopback.New(mode, log, service.TCP, service.UDP, service.SCTP), h, nil
-		}
-		return loopback.New(mode, log, service.SCTP), h, nil // no program is asked when such a socket connects
+		// Programs translate most sockets that dial loopback addresses. The relay serves
+		// what they leave: SCTP, for which none is asked, and sockets that are bound to
+		// a loopback address, which can reach nothing else.
+		return loopback.New(mode, log, service.TCP, service.UDP, service.SCTP), h, nil
 	}
 	dp, err := iptables.New(ctx, opts.iptables(log))
 	if err != nil {
