@@ -139,6 +139,11 @@ func (j *judged) compare(p service.Packet, want service.Outcome, all bool) error
 			return fmt.Errorf("after %d tries these were not reached: %v", tries, left)
 		}
 		got, err := j.try(p)
+		if err == nil && got.what == "drop" && what == "reject" { // many at once are not answered
+			if err = forgetAll[bpfAddr, uint64](j.d.objs.AnswerTimes); err == nil {
+				got, err = j.try(p)
+			}
+		}
 		if err != nil {
 			return err
 		}
@@ -180,12 +185,17 @@ func (j *judged) checkSource(p service.Packet, got came, masquerade bool) error 
 }
 
 func (j *judged) forgetClients() error {
-	known := map[bpfAffinityKey]bpfAffinity{}
-	if err := readMap(j.d.objs.Affinities, known); err != nil {
+	return forgetAll[bpfAffinityKey, bpfAffinity](j.d.objs.Affinities)
+}
+
+// forgetAll empties a map.
+func forgetAll[K comparable, V any](m *ebpf.Map) error {
+	known := map[K]V{}
+	if err := readMap(m, known); err != nil {
 		return err
 	}
 	for k := range known {
-		if err := j.d.objs.Affinities.Delete(k); err != nil {
+		if err := m.Delete(k); err != nil {
 			return err
 		}
 	}
