@@ -21,6 +21,13 @@ enum flow_tcp {
 	TCP_FIRST_FIN = 8, /* the other direction had not sent its FIN by then */
 };
 
+/* Whether conntrack needs to see each segment of a TCP flow. */
+enum flow_ready {
+	READY_NOT,     /* it judges windows */
+	READY_LIBERAL, /* it does not: the agent saw to it. Of the forward half only */
+	READY_COUNTED, /* so next and ack are kept, in both halves, to know the end by */
+};
+
 /*
  * One half of a flow. What the packet becomes, read backwards, is the key of
  * the other half: so either half can rebuild the other.
@@ -45,7 +52,7 @@ struct flow {
 	__u32 ack;     /* host; TCP: the highest acknowledgement that was sent */
 	__u32 ifindex; /* host; where packets of a fast half come in; of others, the stack judges */
 	__u16 asked;   /* host; low bits of the second in which the agent was asked */
-	__u8 ready;    /* conntrack does not need to see each segment: the agent saw to it */
+	__u8 ready;    /* enum flow_ready */
 	__u8 pad2[5];
 	/* Written as one where both change. */
 	__u32 checked; /* host; second of CLOCK_MONOTONIC in which conntrack was asked */

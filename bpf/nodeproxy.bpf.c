@@ -42,6 +42,8 @@
 #include "begin.h"
 #include "share.h"
 #include "fast.h"
+#include "segment.h"
+#include "bypass.h"
 #include "lost.h"
 #include "tracked.h"
 #include "stale.h"
@@ -246,7 +248,7 @@ int accelerate(struct promotion *in)
 
 	if (!f || !(f->flags & FLOW_STACK) || f->id != p.id)
 		return 0;
-	f->ready = 1;
+	f->ready = READY_LIBERAL;
 	f->checked = 0;
 	return 1;
 }

@@ -76,7 +76,9 @@ __noinline int renew_tracked(struct work *w, __u32 ifindex)
 		return note_tracked(w);
 	f->epoch = service_epoch(w->fe.service);
 	note_packet(w, f);
-	if (is_open(f) && w->p.t.proto == IPPROTO_TCP)
+	if (w->p.tcp_flags & TCP_SYN) /* conntrack may take it for a new connection's: see reopen */
+		demote(f, tracked_peer(w, f));
+	else if (is_counted(f))
 		note_segment(&w->p, f);
 	promote(w, f, ifindex);
 	f->checked = this_second();
@@ -213,8 +215,10 @@ static __always_inline bool is_cached(struct __sk_buff *skb, struct work *w)
 	       listens(skb, w);
 }
 
-/* What becomes of a packet that begins something. */
-static __always_inline int begin_new(struct __sk_buff *skb, struct work *w, __u32 ifindex)
+/* What becomes of a packet that begins something. half: conntrack has an entry at its
+ * tuple without a translation, of which an answer of ours is a part. */
+static __always_inline int begin_new(struct __sk_buff *skb, struct work *w, __u32 ifindex,
+				     bool half)
 {
 	__u8 route;
 
@@ -225,6 +229,8 @@ static __always_inline int begin_new(struct __sk_buff *skb, struct work *w, __u3
 	case ROUTE_TRANSLATE:
 		if (ifindex && !take_share(w))
 			return drop_new(REASON_SOURCE_SHARE, w);
+		if (half)
+			expire_tracked(skb, w, &w->p.t);
 		return translate_tracked(skb, w, route);
 	case ROUTE_REJECT:
 		return reject(skb, w);
@@ -239,7 +245,7 @@ static __always_inline int begin_new(struct __sk_buff *skb, struct work *w, __u3
 static __always_inline int begin_tracked(struct __sk_buff *skb, struct work *w)
 {
 	__u32 ifindex = w->egress ? 0 : skb->ifindex;
-	bool first = w->p.t.proto == IPPROTO_UDP || is_syn(&w->p);
+	bool first = w->p.t.proto == IPPROTO_UDP || is_syn(&w->p), half = false;
 
 	if (!w->egress && address_flags(&w->p.t.src) & ADDRESS_LOCAL)
 		return NEXT; /* a forged source, or one of send_again's */
@@ -253,10 +259,7 @@ static __always_inline int begin_tracked(struct __sk_buff *skb, struct work *w)
 		/* What is established, no SYN can end. */
 		if (!first || (w->p.t.proto == IPPROTO_TCP && w->ct_state == CT_TCP_ESTABLISHED) ||
 		    leads_to(w, ifindex)) {
-			if (w->p.t.proto == IPPROTO_TCP && first)
-				note_tracked(w); /* conntrack may judge windows anew */
-			else
-				renew_tracked(w, ifindex);
+			renew_tracked(w, ifindex);
 			return to_stack(skb, w);
 		}
 		expire_tracked(skb, w, &w->p.t);
@@ -270,8 +273,7 @@ static __always_inline int begin_tracked(struct __sk_buff *skb, struct work *w)
 		break;
 	case TRACKED_HALF:
 		/* Of this very packet, if it is sent from here. */
-		if (first)
-			expire_tracked(skb, w, &w->p.t);
+		half = first;
 		break;
 	}
 	if (!first) {
@@ -279,7 +281,7 @@ static __always_inline int begin_tracked(struct __sk_buff *skb, struct work *w)
 			return resume(skb, w);
 		return has_connection(skb, w) ? NEXT : unknown_flow(skb, w);
 	}
-	return begin_new(skb, w, ifindex);
+	return begin_new(skb, w, ifindex, half);
 }
 
 /*
@@ -291,7 +293,7 @@ static __always_inline int send_anew(struct __sk_buff *skb, struct work *w)
 	if (rewrite(skb, w, 0) < 0)
 		return drop(REASON_REWRITE, &w->p);
 	w->p.t = w->to;
-	return read_frontend(w) ? begin_new(skb, w, 0) : drop_new(REASON_NO_BACKEND, w);
+	return read_frontend(w) ? begin_new(skb, w, 0, false) : drop_new(REASON_NO_BACKEND, w);
 }
 
 #endif

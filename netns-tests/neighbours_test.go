@@ -24,9 +24,6 @@ import (
 // each protocol and family. None may fail.
 const outgoingConnections = 250
 
-// neighbourColumns are the columns of the table.
-var neighbourColumns = []string{"iptables-nft", "iptables-legacy", "ebpf"}
-
 // neighbourRows hold in every dress. pod-a2 answers in none of them: in some
 // dresses a policy guards it.
 var neighbourRows = []scenario{
@@ -72,7 +69,7 @@ type worn struct {
 }
 
 func TestNeighbours(t *testing.T) {
-	eachOf(t, func(c column) bool { return slices.Contains(neighbourColumns, c.Name) }, func(t *testing.T, c column) {
+	eachColumnAndWay(t, func(t *testing.T, c column) {
 		for _, d := range dresses {
 			t.Run(strings.ReplaceAll(d.name, " ", "-"), func(t *testing.T) {
 				t.Parallel()

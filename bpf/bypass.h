@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Packets of halves that conntrack has: which may pass the stack by, and which go up. */
+#ifndef NODEPROXY_BYPASS_H
+#define NODEPROXY_BYPASS_H
+
+/* Whether conntrack still has the flow of a reply half as the half has it. */
+static __always_inline bool still_tracked(struct __sk_buff *skb, struct work *w, struct flow *f)
+{
+	return find_tracked(skb, w, &w->p.t) == TRACKED_REPLY && same_tuple(&w->to, &f->to);
+}
+
+/* Counts a packet in its half. */
+static __always_inline void note_packet(struct work *w, struct flow *f)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+	__u8 flags = w->p.tcp_flags;
+
+	if (flags & (TCP_FIN | TCP_RST))
+		close_flow(w, f, flags);
+	else if ((flags & (TCP_SYN | TCP_ACK)) == TCP_ACK && !(f->tcp & TCP_SEEN_ACK)) {
+		f->tcp |= TCP_SEEN_ACK;
+		if (!(f->flags & FLOW_REPLY))
+			give_share_back(w, &w->p.t.src);
+	} else if (w->p.t.proto == IPPROTO_UDP && f->flags & FLOW_REPLY && !f->packets) {
+		give_share_back(w, &f->to.dst);
+	}
+	if (f->seen && now - f->seen > TOUCH_INTERVAL)
+		f->flags |= FLOW_LASTING;
+	f->seen = now;
+	f->packets++;
+	f->bytes += w->p.total;
+}
+
+/* Whether conntrack has to be asked about a packet of a forward half: about a SYN,
+ * after a change of the service, and once a second. */
+static __always_inline bool has_to_ask(const struct work *w, const struct flow *f)
+{
+	if ((w->p.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN || f->checked != this_second())
+		return true;
+	return w->p.t.proto == IPPROTO_UDP && f->epoch != service_epoch(f->service);
+}
+
+/* A packet of a half that was found: where it goes. It is counted, unless conntrack
+ * has to be asked. */
+static __always_inline enum keep keep_tracked(struct __sk_buff *skb, struct work *w, struct flow *f)
+{
+	bool tcp = w->p.t.proto == IPPROTO_TCP;
+
+	if (tcp && w->p.tcp_flags & (TCP_FIN | TCP_RST) && is_counted(f)) {
+		note_packet(w, f);
+		return end_segment(skb, w, f);
+	}
+	if (!(f->flags & FLOW_REPLY) && has_to_ask(w, f))
+		return KEEP_ASK;
+	note_packet(w, f);
+	if (w->p.tcp_flags & TCP_SYN)
+		reopen(w, f);
+	if (is_counted(f))
+		note_segment(&w->p, f);
+	if (!is_open(f)) {
+		if (tcp && !(f->flags & FLOW_REPLY))
+			ask_promotion(w, f);
+		return KEEP_STACK;
+	}
+	if (f->flags & FLOW_REPLY && f->checked != this_second()) {
+		if (!still_tracked(skb, w, f)) {
+			f->fast = 0;
+			return KEEP_STACK;
+		}
+		if (!f->ifindex)
+			f->ifindex = skb->ifindex;
+		f->checked = this_second();
+		return KEEP_STACK;
+	}
+	return passes(w, f, skb->ifindex) && is_usual(&w->p) ? KEEP_FAST : KEEP_STACK;
+}
+
+/* Sends a packet on past the stack. Where it may not go as it is, the stack says so. */
+static __always_inline int forward_fast(struct __sk_buff *skb, struct work *w, struct flow *f)
+{
+	w->to = f->to;
+	if (find_way(skb, w) != WAY_OUT)
+		return NEXT;
+	if (rewrite(skb, w, 1) < 0)
+		return drop(REASON_REWRITE, &w->p);
+	return send_out(skb, w);
+}
+
+#endif
