@@ -87,7 +87,7 @@ func TestStatusNamesTrouble(t *testing.T) {
 	}
 	eventually(t, patience, func() error {
 		untrue, code := conditionsOf(t, l)
-		if code != 1 || untrue[admin.Ready].Reason != "NothingListed" || !strings.Contains(untrue[admin.SourceReached].Message, "no such file") {
+		if code != 1 || untrue[admin.Ready].Reason != "NothingListed" || !strings.Contains(untrue[admin.SourceReached].Message, "which does not exist; no Service is served until then") {
 			return errors.New("a path that is not there: " + untrue[admin.SourceReached].Message)
 		}
 		return nil

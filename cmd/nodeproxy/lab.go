@@ -160,6 +160,7 @@ func newLabExecCommand() *cobra.Command {
 			return execIn(l, args[0], argv)
 		},
 	}
+	cmd.ValidArgsFunction = completePlaces
 	labNameFlag(cmd, &name)
 	cmd.Flags().SetInterspersed(false) // what follows PLACE is the command's
 	return cmd
@@ -221,6 +222,9 @@ func newLabDemoCommand() *cobra.Command {
 			switch from {
 			case "file":
 			case sourceKubernetes:
+				if err := controlplane.CheckPrograms(kubeBin); err != nil {
+					return err
+				}
 				opts.Prepare = onAPIServer(kubeBin)
 			default:
 				return fmt.Errorf("--source %q: use file or kubernetes", from)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -45,6 +46,17 @@ type Server struct {
 	dir   string
 	url   string
 	files map[string][]object // what was applied, by file
+}
+
+// CheckPrograms reports whether the directory bin holds what [Start] starts. The error
+// says what to do.
+func CheckPrograms(bin string) error {
+	for _, name := range []string{etcd, apiserver} {
+		if _, err := exec.LookPath(filepath.Join(bin, name)); err != nil {
+			return fmt.Errorf("--kube-bin %q: it holds no program %s: make kube builds it in bin/kube", bin, name)
+		}
+	}
+	return nil
 }
 
 // Start starts etcd and kube-apiserver from the directory bin, makes the
