@@ -105,6 +105,8 @@ type ServicePort struct {
 	Serving []netip.AddrPort
 	// ServingLocal are those of Serving that run on this node, sorted.
 	ServingLocal []netip.AddrPort
+	// NoEndpoint is why no endpoint is in Serving, in words; empty if one is.
+	NoEndpoint string
 	// AffinityTimeout is that of ClientIP session affinity; 0 means none. The
 	// key is the client's address; all frontends of a ServicePort share it.
 	AffinityTimeout time.Duration
