@@ -44,6 +44,9 @@ func Resolve(cfg *Config, svc *Service, slices []*EndpointSlice) *Resolved {
 		}
 		out.Ports = append(out.Ports, resolveRange(cfg, svc, family, clusterIP, slices, &ext)...)
 	}
+	if len(svc.Ports) == 0 {
+		out.Problems = append(out.Problems, Problem{"NoPorts", "it has no port that can be served: the Service is not served at all"})
+	}
 	sortPorts(out.Ports)
 	out.HealthCheck = healthCheck(cfg, svc, slices)
 	if p, ok := ownNodePort(out); ok {

@@ -162,7 +162,7 @@ func (a *agent) drive(ctx context.Context) error {
 		Synced: func(r dataplane.Report) {
 			if r.Err == nil && !synced {
 				synced = true
-				a.log.Info("synced", "services", len(r.Table.Services), "unsupported", unsupported(a.dataplane), "duration", r.Duration)
+				a.log.Info("synced", "services", r.Table.Served(), "unsupported", unsupported(a.dataplane), "duration", r.Duration)
 				group.Go(func() error { saveMemory(); return nil }) // a whole collection: not where changes wait
 				group.Go(func() error { a.inPlace(ctx); return nil })
 				group.Go(func() error { a.observer.probe(ctx); return nil })
