@@ -97,6 +97,7 @@ var badInputs = []struct{ args, want string }{
 	{"bench --works x", `unknown work "x"`}, {"bench --paths x", `unknown path "x"`}, {"bench --source x", `source "x": use file or kubernetes`},
 	{"bench --families 5", "family 5: use 4 or 6"}, {"bench --endpoints 7", "7 endpoints: use one of"}, {"bench report /nonexistent", "/nonexistent"},
 	{"run --config WRONG", `iptables.syncPeriod "30": use a duration such as 30s`}, {"run --config BROKEN", "it is no YAML"}, {"run --config DIR", "--config"},
+	{"run --source file:DIR --ebpf-max-flows 1", "--ebpf-max-flows 1: use 64 to 16777216"}, {"run --source file:DIR --ebpf-max-backends x", `--ebpf-max-backends "x": use a whole number`},
 	{"verify --source file:", `--source "file:": use kubernetes or file:PATH`}, {"run --source file:DIR --kube-api-qps x", `--kube-api-qps "x": use a number`},
 	{"run --source file:DIR --conntrack-udp-timeout 5", `--conntrack-udp-timeout "5": use a duration`}, {"run --kubeconfig BROKEN", "read kubeconfig"},
 }
