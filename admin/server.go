@@ -102,7 +102,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := os.Chmod(s.Path, 0o600); err != nil {
 		return errors.Join(fmt.Errorf("protect socket: %w", err), l.Close())
 	}
-	srv := &http.Server{Handler: s.handler(), ReadHeaderTimeout: 10 * time.Second}
+	srv := &http.Server{Handler: s.handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {

@@ -63,7 +63,9 @@ func TestSocketCalls(t *testing.T) {
 			t.Fatal(err)
 		}
 		p := q.Packet(&tb.Node)
-		hop := Hop(func(netip.Addr) string { return map[bool]string{true: "via 192.168.0.2 on eth0", false: "on veth1"}[c.elsewhere] })
+		hop := Hop(func(netip.Addr) string {
+			return map[bool]string{true: "via 192.168.0.2 on eth0", false: "on veth1"}[c.elsewhere]
+		})
 		e := Explain(tb, p, hop)
 		e.takeSocket(judgeSocket(tb.Judge(p), p, isHere(hop, p)), p)
 		got := ""
