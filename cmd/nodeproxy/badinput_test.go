@@ -98,6 +98,10 @@ var badInputs = []struct{ args, want string }{
 	{"bench --families 5", "family 5: use 4 or 6"}, {"bench --endpoints 7", "7 endpoints: use one of"}, {"bench report /nonexistent", "/nonexistent"},
 	{"run --config WRONG", `iptables.syncPeriod "30": use a duration such as 30s`}, {"run --config BROKEN", "it is no YAML"}, {"run --config DIR", "--config"},
 	{"run --source file:DIR --ebpf-max-flows 1", "--ebpf-max-flows 1: use 64 to 16777216"}, {"run --source file:DIR --ebpf-max-backends x", `--ebpf-max-backends "x": use a whole number`},
+	{"lab agent foo", `unknown command "foo": use restart, start or stop`}, {"lab agent restart", "name a node: nodeproxy lab agent restart node-a"},
+	{"lab agent stop pod-a1", `"pod-a1" is no node of a lab: use node-a or node-b`}, {"lab agent start node-a --mode x", `unknown mode "x"`},
+	{"lab agent restart node-a --name no-such", `there is no lab "no-such"`}, {"lab up --source x", `--source "x": use file or kubernetes`},
+	{"lab up --source kubernetes --kube-bin /nonexistent", `--kube-bin "/nonexistent": it holds no program etcd`},
 	{"verify --source file:", `--source "file:": use kubernetes or file:PATH`}, {"run --source file:DIR --kube-api-qps x", `--kube-api-qps "x": use a number`},
 	{"run --source file:DIR --conntrack-udp-timeout 5", `--conntrack-udp-timeout "5": use a duration`}, {"run --kubeconfig BROKEN", "read kubeconfig"},
 }

@@ -87,7 +87,7 @@ func completeFlag(c *cobra.Command, f *pflag.Flag) completion {
 		return func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 			return admin.Answering(), cobra.ShellCompDirectiveNoFileComp
 		}
-	case f.Name == "name" && c.HasParent() && c.Parent().Name() == "lab":
+	case f.Name == "name" && strings.HasPrefix(c.CommandPath(), "nodeproxy lab "):
 		return func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 			names, _ := lab.List() // none where they cannot be read: a shell has no use for an error
 			return names, cobra.ShellCompDirectiveNoFileComp

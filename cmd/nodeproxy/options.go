@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -58,6 +59,9 @@ const (
 	modeAuto     = "auto"
 )
 
+// instanceVariable is the environment's default for --instance.
+const instanceVariable = "NODEPROXY_INSTANCE"
+
 // defaultInstance names the only agent in a network namespace.
 const defaultInstance = "nodeproxy"
 
@@ -107,7 +111,7 @@ func (o *runOptions) register(f *pflag.FlagSet) {
 }
 
 func registerInstance(f *pflag.FlagSet, instance *string) {
-	f.StringVar(instance, "instance", defaultInstance, "name of this agent, for what it owns in the kernel")
+	f.StringVar(instance, "instance", cmp.Or(os.Getenv(instanceVariable), defaultInstance), "name of this agent, for what it owns in the kernel (default $"+instanceVariable+", or nodeproxy)")
 }
 
 // validate completes what may be left out, and returns what the user has to fix

@@ -179,7 +179,13 @@ func ips(addrs []netip.Addr) []net.IP {
 func (s *Server) Kubeconfig() string { return s.path("kubeconfig") }
 
 // AdminKubeconfig is the path of a kubeconfig that may do everything.
-func (s *Server) AdminKubeconfig() string { return s.path("admin.kubeconfig") }
+func (s *Server) AdminKubeconfig() string { return AdminKubeconfig(s.lab) }
+
+// AdminKubeconfig is the path of [Server.AdminKubeconfig] of the API server that some
+// process has started in a lab.
+func AdminKubeconfig(l *lab.Lab) string {
+	return filepath.Join(l.StateDir(), place, "admin.kubeconfig")
+}
 
 // AgentArgs implements [lab.Store].
 func (s *Server) AgentArgs(string) []string {
