@@ -119,8 +119,10 @@ func (w *warnings) affinityTimeout(spec *v1.ServiceSpec) time.Duration {
 func convertEndpointSlice(in *discovery.EndpointSlice) (*service.EndpointSlice, warnings) {
 	var w warnings
 	owner := in.Labels[discovery.LabelServiceName]
-	w.sliceValues(in)
-	if owner == "" || in.AddressType == discovery.AddressTypeFQDN {
+	if owner == "" {
+		return nil, nil // nobody's who is asked here
+	}
+	if w.sliceValues(in); in.AddressType == discovery.AddressTypeFQDN {
 		return nil, w
 	}
 	out := &service.EndpointSlice{
