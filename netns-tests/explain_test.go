@@ -74,7 +74,7 @@ func explainByName(t *testing.T, l *lab.Lab) {
 			}
 		}
 	}
-	if out, err := l.Command(t.Context(), "node-a", append(argv, "pod", "default/nobody", to.String())...).CombinedOutput(); err == nil || !strings.Contains(string(out), "give its address instead") {
+	if out, err := l.Command(t.Context(), "node-a", append(argv, "pod", "default/nobody", to.String())...).CombinedOutput(); err == nil || !strings.Contains(string(out), "use its IP address") {
 		t.Errorf("a Pod that is unknown: %v\n%s", err, out)
 	}
 	// Somebody breaks what the kernel has: the answers differ.
