@@ -8,7 +8,7 @@ CLANG_VER := 14
 # Debian packages by purpose; only what is missing is installed.
 RUN_PACKAGES  := iptables iproute2
 LAB_PACKAGES  := $(RUN_PACKAGES) iperf3 curl
-TEST_PACKAGES := $(LAB_PACKAGES) conntrack git nftables systemd
+TEST_PACKAGES := $(LAB_PACKAGES) chromium conntrack git nftables systemd
 BENCH_PACKAGES := $(LAB_PACKAGES) iperf nftables
 LINT_PACKAGES := clang-format-$(CLANG_VER)
 VM_PACKAGES   := $(TEST_PACKAGES) qemu-system-x86 busybox-static kmod

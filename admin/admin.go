@@ -103,7 +103,7 @@ func (s *Status) AddRefused(reason string, refused map[service.Name]string) {
 
 // Fill adds what a Table says to a Status.
 func (s *Status) Fill(table *service.Table) {
-	s.Services = len(table.Services)
+	s.Services = table.Served()
 	each(table, func(sp *service.ServicePort) {
 		s.Backends += max(len(sp.Backends[service.ListCluster]), len(sp.Backends[service.ListLocal]))
 	})

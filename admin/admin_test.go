@@ -44,11 +44,11 @@ func TestExplain(t *testing.T) {
 		from, to, protocol, verdict string
 		words                       []string
 	}{
-		"translated":    {"10.244.1.9", "10.96.0.1:80", "TCP", "translate", []string{"a Pod", "ClusterIP 10.96.0.1:80 of Service default/web:http", "one of 1 endpoints on every node", "session affinity", "10.244.2.7:8080, sees the source as it is, next hop on eth0"}},
+		"translated":    {"10.244.1.9", "10.96.0.1:80", "TCP", "translate", []string{"a Pod", "ClusterIP 10.96.0.1:80 of Service default/web:http", "the only endpoint on every node", "session affinity", "10.244.2.7:8080, sees the source as it is, next hop on eth0"}},
 		"masqueraded":   {"", "10.96.0.1:80", "TCP", "translate", []string{"this node itself", "sees this node as the source"}},
-		"local policy":  {"192.0.2.1", "192.168.0.1:30080", "TCP", "drop", []string{"outside", "node port 30080", "policy is Local"}},
+		"local policy":  {"192.0.2.1", "192.168.0.1:30080", "TCP", "drop", []string{"outside", "node port 30080", "policy is Local and no endpoint is on this node (1 are on others)"}},
 		"source range":  {"192.0.2.1", "198.51.100.1:80", "TCP", "drop", []string{"outside of loadBalancerSourceRanges [203.0.113.0/24]"}},
-		"no endpoints":  {"10.244.1.9", "10.96.0.2:53", "UDP", "reject", []string{"no usable endpoint"}},
+		"no endpoints":  {"10.244.1.9", "10.96.0.2:53", "UDP", "reject", []string{"no usable endpoint (no EndpointSlice has its name in the label kubernetes.io/service-name): rejected"}},
 		"other port":    {"10.244.1.9", "10.96.0.2:54", "UDP", "reject", []string{"none of its ports"}},
 		"no Service":    {"10.244.1.9", "192.0.2.9:80", "TCP", "untouched", []string{"no Service"}},
 		"from inside":   {"203.0.113.5", "198.51.100.1:80", "TCP", "drop", []string{"inside of loadBalancerSourceRanges", "policy is Local"}},
@@ -180,7 +180,7 @@ func TestExplainLoopback(t *testing.T) {
 		verdict  string
 		words    []string
 	}{
-		"relayed":         {"", "127.0.0.1:30080", relay, false, "translate", []string{"TCP packet from 127.0.0.1", "node port 30080 of Service default/web:http", "the agent listens there and relays", "one of 1 endpoints on every node", "all clients on loopback are one client", "10.244.2.7:8080, sees this node as the source, next hop on eth0"}},
+		"relayed":         {"", "127.0.0.1:30080", relay, false, "translate", []string{"TCP packet from 127.0.0.1", "node port 30080 of Service default/web:http", "the agent listens there and relays", "the only endpoint on every node", "all clients on loopback are one client", "10.244.2.7:8080, sees this node as the source, next hop on eth0"}},
 		"at the socket":   {"", "127.0.0.2:30080", socket, false, "translate", []string{"the socket programs translate it", "10.244.2.7:8080", "the kernel was not asked"}},
 		"not 127.0.0.1":   {"", "127.0.0.2:30080", relay, false, "untouched", []string{"the agent listens at 127.0.0.1 alone"}},
 		"turned off":      {"", "127.0.0.1:30080", relay, true, "untouched", []string{"default/web:http", "--iptables-localhost-nodeports=false"}},

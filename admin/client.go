@@ -10,12 +10,52 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // ErrNoAgent means that no agent answers on the socket.
 var ErrNoAgent = errors.New("no agent answers")
+
+// answerPatience bounds the wait for an agent that is looked for.
+const answerPatience = time.Second
+
+// Answering returns the instances whose agents answer on this machine, sorted. It is
+// empty where the directory of sockets cannot be read.
+func Answering() []string { return answering(Dir) }
+
+func answering(dir string) (out []string) {
+	sockets, _ := filepath.Glob(filepath.Join(dir, "*.sock")) // the pattern is right
+	slices.Sort(sockets)
+	for _, socket := range sockets {
+		conn, err := net.DialTimeout("unix", socket, answerPatience)
+		if err != nil {
+			continue // of an agent that was killed
+		}
+		conn.Close()
+		out = append(out, strings.TrimSuffix(filepath.Base(socket), ".sock"))
+	}
+	return out
+}
+
+// noAgent says that none answers on a socket, and which others do.
+func noAgent(socket string) error {
+	others := answering(filepath.Dir(socket))
+	if len(others) == 0 {
+		return fmt.Errorf("%w on %s", ErrNoAgent, socket)
+	}
+	more := ""
+	if n := len(others) - maxNamed; n > 0 {
+		others, more = others[:maxNamed], fmt.Sprintf(" or one of %d more", n)
+	}
+	for i, name := range others {
+		others[i] = "--instance " + name
+	}
+	return fmt.Errorf("%w on %s (one does with %s%s)", ErrNoAgent, socket, strings.Join(others, " or "), more)
+}
 
 // Get asks the agent that serves a socket, and decodes its answer.
 func Get(ctx context.Context, socket, path string, query url.Values, into any) error {
@@ -79,7 +119,7 @@ func request(ctx context.Context, method, socket, path string, query url.Values)
 	resp, err := client.Do(req)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED):
-		return nil, fmt.Errorf("%w on %s", ErrNoAgent, socket)
+		return nil, noAgent(socket)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("%w: only root may ask the agent: use sudo", fs.ErrPermission)
 	case err != nil:

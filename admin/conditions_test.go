@@ -1,6 +1,10 @@
 package admin
 
 import (
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -37,5 +41,21 @@ func TestConditions(t *testing.T) {
 		if s.Condition(Ready).Status != c.ready || got.Reason != c.reason || !strings.Contains(got.Message, c.words) {
 			t.Errorf("%s: %+v, want ready %s and %s because of %s", name, s.Conditions, c.ready, c.kind, c.reason)
 		}
+	}
+}
+
+// The error of an agent that does not answer names a few of those that do, and counts
+// the others: there may be hundreds.
+func TestNoAgentNamesOthers(t *testing.T) {
+	dir := t.TempDir()
+	for n, want := range []string{"", "(one does with --instance a0)", "(one does with --instance a0 or --instance a1)", "", "(one does with --instance a0 or --instance a1 or --instance a2 or one of 1 more)"} {
+		if got := noAgent(filepath.Join(dir, "x.sock")); !errors.Is(got, ErrNoAgent) || !strings.HasSuffix(got.Error(), want) || strings.Contains(got.Error(), "\n") {
+			t.Errorf("with %d others: %v, want %q", n, got, want)
+		}
+		l, err := net.Listen("unix", filepath.Join(dir, fmt.Sprintf("a%d.sock", n)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
 	}
 }

@@ -21,6 +21,8 @@ type Explanation struct {
 	// and Differs how that is not what the agent says.
 	Kernel  *view.Answer `json:"kernel,omitempty"`
 	Differs string       `json:"differs,omitempty"`
+	// Socket is what becomes of a socket's call, where programs at sockets translate.
+	Socket *SocketAnswer `json:"socket,omitempty"`
 }
 
 // Candidate is a backend that a packet may be led to.
@@ -69,13 +71,29 @@ func explain(o service.Outcome, p service.Packet, hop Hop) Explanation {
 	}
 	switch o.Route.Action {
 	case service.Reject:
-		say("the Service has no usable endpoint: rejected, at once")
+		say("the Service has no usable endpoint%s: rejected, at once", because(o.Port))
 	case service.Drop:
-		say("the traffic policy is Local and no endpoint is on this node: dropped, so that load balancers go elsewhere")
+		say("the traffic policy is Local and no endpoint is on this node%s: dropped, so that load balancers go elsewhere", elsewhere(o.Port))
 	case service.Translate:
 		e.translated(o, p, hop)
 	}
 	return e
+}
+
+// because tells why a port has no endpoint.
+func because(sp *service.ServicePort) string {
+	if sp.NoEndpoint == "" {
+		return ""
+	}
+	return " (" + sp.NoEndpoint + ")"
+}
+
+// elsewhere tells how many endpoints other nodes have.
+func elsewhere(sp *service.ServicePort) string {
+	if n := len(sp.Serving) - len(sp.ServingLocal); n > 0 {
+		return fmt.Sprintf(" (%d are on others)", n)
+	}
+	return ""
 }
 
 var sourceWords = map[service.Source]string{
@@ -99,7 +117,11 @@ func (e *Explanation) choice(o service.Outcome) {
 	if o.Route.List == service.ListLocal {
 		where = "on this node"
 	}
-	e.say("one of %d endpoints %s is chosen", len(o.Backends), where)
+	if len(o.Backends) == 1 {
+		e.say("the only endpoint %s is chosen", where)
+	} else {
+		e.say("one of %d endpoints %s is chosen", len(o.Backends), where)
+	}
 	if t := o.Port.AffinityTimeout; t > 0 {
 		e.say("session affinity: a client that came within %s goes to the endpoint that it had", t)
 	}

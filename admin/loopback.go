@@ -67,7 +67,7 @@ func (o loopbackOutcome) explain(p service.Packet, served Loopback, hop Hop) Exp
 	case !served.Sockets && p.Destination.Addr() != own:
 		say("the agent listens at %s alone, no other address of loopback: the packet is not touched; use %s", own, own)
 	case o.Route.Action != service.Translate:
-		e.refusedOnLoopback(served.Sockets)
+		e.refusedOnLoopback(served.Sockets, because(o.Port))
 	case served.Sockets:
 		e.Verdict = o.Route.Action.String()
 		say("the socket programs translate it when the socket connects or sends, before there is a packet")
@@ -84,13 +84,13 @@ func (o loopbackOutcome) explain(p service.Packet, served Loopback, hop Hop) Exp
 }
 
 // refusedOnLoopback says why nobody answers.
-func (e *Explanation) refusedOnLoopback(sockets bool) {
+func (e *Explanation) refusedOnLoopback(sockets bool, because string) {
 	e.Verdict = service.Reject.String()
 	if sockets {
-		e.say("the Service has no usable endpoint: the socket programs reject it, at once")
+		e.say("the Service has no usable endpoint%s: the socket programs reject it, at once", because)
 		return
 	}
-	e.say("the Service has no usable endpoint: the agent does not listen, and the kernel rejects it, at once, unless a process of the node's own listens there")
+	e.say("the Service has no usable endpoint%s: the agent does not listen, and the kernel rejects it, at once, unless a process of the node's own listens there", because)
 }
 
 // loopbackBackends lists where it may be led: always with an address of this
@@ -122,7 +122,7 @@ func LoopbackRemains(frontends []view.Frontend, backends []view.Backend, p servi
 	case !sockets || p.Protocol == service.SCTP:
 		e.say("the agent relays node ports on loopback, and no agent answers: nobody listens, and the packet is not touched")
 	case !strings.HasPrefix(f.Node, service.Translate.String()):
-		e.refusedOnLoopback(true)
+		e.refusedOnLoopback(true, "")
 	default:
 		e.Verdict = service.Translate.String()
 		e.say("the socket programs translate it when the socket connects or sends, if node ports answer on loopback here; to one of")

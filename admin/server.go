@@ -42,6 +42,9 @@ type Server struct {
 	// Loopback tells how a packet to a node port on loopback is served; it is
 	// called where the Table may be looked at.
 	Loopback func(service.Packet) Loopback
+	// Sockets reports whether programs at sockets translate, which only eBPF mode has; nil
+	// for no.
+	Sockets func() bool
 	// Watch tells of what happens until ctx ends, and calls ready when it does.
 	Watch func(ctx context.Context, ready func(), emit func(view.Event)) error
 }
@@ -99,7 +102,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := os.Chmod(s.Path, 0o600); err != nil {
 		return errors.Join(fmt.Errorf("protect socket: %w", err), l.Close())
 	}
-	srv := &http.Server{Handler: s.handler(), ReadHeaderTimeout: 10 * time.Second}
+	srv := &http.Server{Handler: s.handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -159,17 +162,21 @@ func (s *Server) handler() http.Handler {
 }
 
 // explain asks the Table, and the kernel.
-func (s *Server) explain(ctx context.Context, q Question) (Explanation, error) {
+func (s *Server) explain(ctx context.Context, q Question) (e Explanation, err error) {
 	leaves := ""
 	if s.Leaves != nil {
 		leaves = s.Leaves(q.To.Addr())
 	}
 	var p service.Packet
 	var say func() Explanation // where the Table is not waited for
-	err := s.inspect(ctx, func(t *service.Table) {
+	var socket *SocketAnswer
+	err = s.inspect(ctx, func(t *service.Table) {
 		p = q.Packet(&t.Node)
 		if p.Leaves = leaves; !p.Destination.Addr().IsLoopback() {
 			o := t.Judge(p)
+			if s.Sockets != nil && s.Sockets() {
+				socket = judgeSocket(o, p, isHere(s.NextHop, p))
+			}
 			say = func() Explanation { return explain(o, p, s.NextHop) }
 			return
 		}
@@ -183,7 +190,8 @@ func (s *Server) explain(ctx context.Context, q Question) (Explanation, error) {
 	if err != nil {
 		return Explanation{}, err
 	}
-	e := say()
+	e = say()
+	defer func() { e.takeSocket(socket, p) }()
 	if s.Kernel == nil || q.AgentOnly || p.Destination.Addr().IsLoopback() {
 		return e, nil // what is served on loopback is not for rules and programs at interfaces
 	}

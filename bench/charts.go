@@ -17,7 +17,11 @@ import (
 )
 
 // chart is a picture of the report.
-type chart struct{ title, note, svg string }
+type chart struct {
+	title, note, svg string
+	columns          []string // that have a line, for the legend
+	width            int      // of the drawing, in its own units
+}
 
 // colours tell columns apart; relatives have relatives.
 var colours = map[string]color.RGBA{
@@ -27,8 +31,22 @@ var colours = map[string]color.RGBA{
 	KubeProxyIPTables: {0xd9, 0x5f, 0x02, 0xff}, KubeProxyNFTables: {0xb2, 0x18, 0x2b, 0xff},
 }
 
+// shapes tell columns apart without colours; sign is the shape as a letter, for legends.
+var shapes = map[string]struct {
+	glyph draw.GlyphDrawer
+	sign  string
+}{
+	Bare:        {draw.CircleGlyph{}, "●"},
+	IPTablesNFT: {draw.BoxGlyph{}, "■"}, IPTablesLegacy: {draw.SquareGlyph{}, "□"},
+	EBPF: {draw.PyramidGlyph{}, "▲"}, EBPFPackets: {draw.TriangleGlyph{}, "△"},
+	KubeProxyIPTables: {draw.CrossGlyph{}, "×"}, KubeProxyNFTables: {draw.PlusGlyph{}, "+"},
+}
+
 // point is one of a line, with its spread.
 type point struct{ x, y, low, high float64 }
+
+// noisy reports whether its quartiles are far apart.
+func (p point) noisy() bool { return Summary{Median: p.y, Low: p.low, High: p.high}.Noisy() }
 
 // series is the line of a column.
 type series struct {
@@ -39,6 +57,7 @@ type series struct {
 // figure is what a chart shows.
 type figure struct {
 	title, note, x, y string
+	better            string // which way is better, in words
 	series            []series
 	logX, logY        bool
 	xTicks, yTicks    []plot.Tick // empty: chosen by the axis
@@ -61,15 +80,39 @@ func charts(t *Table) (out []chart) {
 		if err != nil {
 			f.note = fmt.Sprintf("This chart is left out: %v. The figures are in the tables.", err)
 		}
-		out = append(out, chart{f.title, f.note, svg})
+		c := chart{title: f.title, note: f.caption(), svg: svg, width: f.width()}
+		for _, s := range f.series {
+			c.columns = append(c.columns, s.column)
+		}
+		out = append(out, c)
 	}
 	return out
 }
 
+// A chart is as wide as a phone's screen, so that its text is as large there as it is
+// meant to be; one of many cases is wider, and scrolls.
 const (
-	chartWidth  = 680
-	chartHeight = 320
+	chartWidth  = 400
+	chartHeight = 270
+	caseWidth   = 62 // the label of a case
+	axisWidth   = 60
 )
+
+func (f figure) width() int { return max(chartWidth, axisWidth+caseWidth*len(f.xTicks)) }
+
+// caption is what stands below the chart: which way is better, and what is drawn.
+func (f figure) caption() string {
+	words := f.better
+	if f.note != "" {
+		words += " " + f.note
+	}
+	for _, s := range f.series {
+		if slices.ContainsFunc(s.points, point.noisy) {
+			return words + " Points in a ring are noisy: see below."
+		}
+	}
+	return words
+}
 
 // svg draws the figure as an SVG element that stands within a page.
 func (f figure) svg() (string, error) {
@@ -81,9 +124,7 @@ func (f figure) svg() (string, error) {
 	text(&p.Y.Label.TextStyle, 11)
 	text(&p.X.Tick.Label, 10)
 	text(&p.Y.Tick.Label, 10)
-	text(&p.Legend.TextStyle, 10)
 	p.X.Label.Text, p.Y.Label.Text = f.x, f.y
-	p.Legend.Top, p.Legend.YOffs = true, 0
 	p.X.Tick.Marker, p.Y.Tick.Marker = ticker(f.xTicks, p.X.Tick.Marker), ticker(f.yTicks, p.Y.Tick.Marker)
 	grid := plotter.NewGrid()
 	grid.Horizontal.Color, grid.Vertical.Color = color.Gray{0xe4}, color.Gray{0xf2}
@@ -110,16 +151,8 @@ func (f figure) svg() (string, error) {
 	} else if !f.logY {
 		p.Y.Min = math.Min(p.Y.Min, 0)
 	}
-	canvas := vgsvg.New(chartWidth, chartHeight)
-	area := draw.New(canvas)
-	// The legend stands beside the plot, not on its lines.
-	legend := p.Legend
-	p.Legend = plot.NewLegend()
-	legend.Left, legend.Padding = true, 3
-	// The reader's font may be wider than ours.
-	width := legend.Rectangle(area).Size().X*1.1 + 14
-	p.Draw(draw.Crop(area, 0, -width, 4, -8))
-	legend.Draw(draw.Crop(area, area.Size().X-width+10, 0, 0, -8))
+	canvas := vgsvg.New(vg.Length(f.width()), chartHeight)
+	p.Draw(draw.Crop(draw.New(canvas), 2, -10, 4, -8)) // the legend stands in the page
 	var out bytes.Buffer
 	if _, err := canvas.WriteTo(&out); err != nil {
 		return "", err
@@ -153,7 +186,6 @@ func (f figure) add(p *plot.Plot, s series) error {
 		bars.YErrors = append(bars.YErrors, struct{ Low, High float64 }{pt.low - pt.y, pt.high - pt.y})
 		spread = spread || pt.low != pt.high
 	}
-	var thumbs []plot.Thumbnailer
 	if !f.scatter {
 		line, err := plotter.NewLine(bars.XYs)
 		if err != nil {
@@ -161,7 +193,6 @@ func (f figure) add(p *plot.Plot, s series) error {
 		}
 		line.Color, line.Width = c, 1.6
 		p.Add(line)
-		thumbs = append(thumbs, line)
 	}
 	if spread {
 		whiskers, err := plotter.NewYErrorBars(bars)
@@ -176,11 +207,29 @@ func (f figure) add(p *plot.Plot, s series) error {
 		if err != nil {
 			return err
 		}
-		dots.Color, dots.Shape, dots.Radius = c, draw.CircleGlyph{}, 2.6
+		dots.Color, dots.Shape, dots.Radius = c, shapes[s.column].glyph, 3
 		p.Add(dots)
-		thumbs = append(thumbs, dots)
 	}
-	p.Legend.Add(s.column, thumbs...)
+	return f.ring(p, s)
+}
+
+// ring draws a ring around each noisy point.
+func (f figure) ring(p *plot.Plot, s series) error {
+	var noisy plotter.XYs
+	for _, pt := range s.points {
+		if pt.noisy() {
+			noisy = append(noisy, plotter.XY{X: pt.x, Y: pt.y})
+		}
+	}
+	if len(noisy) == 0 {
+		return nil
+	}
+	rings, err := plotter.NewScatter(noisy)
+	if err != nil {
+		return err
+	}
+	rings.Color, rings.Shape, rings.Radius = colours[s.column], draw.RingGlyph{}, 6
+	p.Add(rings)
 	return nil
 }
 
@@ -203,8 +252,8 @@ func ratioFigures(t *Table) []figure {
 		keys := slices.DeleteFunc(slices.Clone(all), func(k Key) bool { return k.Work != work })
 		cases := casesOf(keys)
 		columns := slices.DeleteFunc(columnsOf(keys), func(c string) bool { return c == Bare })
-		f := figure{title: work + ": ratio to bare", note: "Medians; whiskers are quartiles. The dashed line is bare.",
-			y: "of bare", one: true, scatter: true}
+		f := figure{title: fmt.Sprintf("%s: %s, compared with bare", work, workWords(work)), note: "Medians; whiskers are quartiles. The dashed line, 1, is bare.",
+			better: "Higher is better.", x: "way to the Service, number of Services, variant", y: "× bare", one: true, scatter: true}
 		for i, c := range cases {
 			f.xTicks = append(f.xTicks, plot.Tick{Value: float64(i), Label: caseLabel(c)})
 		}
@@ -245,8 +294,8 @@ func scaleFigures(t *Table) []figure {
 	all := t.Keys(func(k Key) bool { return isRate(k) && k.Column != Bare })
 	for _, c := range casesOf(all) {
 		c.Services = 0
-		f := figure{title: fmt.Sprintf("%s, %s, v%d: ratio to bare by number of Services", c.Work, pathTitle(c), c.Family),
-			note: "Medians; whiskers are quartiles.", x: "Services", y: "of bare", logX: true, one: true}
+		f := figure{title: fmt.Sprintf("%s, %s, IPv%d: compared with bare, by number of Services", c.Work, pathTitle(c), c.Family),
+			note: "Medians; whiskers are quartiles. The dashed line, 1, is bare.", better: "Higher is better.", x: "number of Services", y: "× bare", logX: true, one: true}
 		if slices.ContainsFunc(out, func(g figure) bool { return g.title == f.title }) {
 			continue
 		}
@@ -307,8 +356,8 @@ func latencyFigures(t *Table) []figure {
 		if largest[small] != c.Services || c.Endpoints > 1 || c.Position == First {
 			continue
 		}
-		f := figure{title: fmt.Sprintf("%s, %s, v%d, %d Services: latency", c.Work, pathTitle(c), c.Family, c.Services),
-			x: "µs", y: "% are faster", logX: true, yTicks: nines}
+		f := figure{title: fmt.Sprintf("%s, %s, IPv%d, %d Services: latency", c.Work, pathTitle(c), c.Family, c.Services),
+			better: "Further left is better.", note: "All rounds together.", x: "latency, µs", y: "% of operations that are faster", logX: true, yTicks: nines}
 		for _, column := range columnsOf(all) {
 			k := c
 			if k.Column = column; column == Bare {
@@ -370,7 +419,7 @@ func controlFigures(t *Table) []figure {
 			r := Summarize(values)
 			return point{0, r.Median, r.Low, r.High}, r.Median > 0 // what a log axis has room for
 		})
-		out = append(out, figure{title: f.title, x: "Services", y: f.y, series: lines, logX: true, logY: true})
+		out = append(out, figure{title: f.title, better: "Lower is better.", x: "number of Services", y: f.y, series: lines, logX: true, logY: true})
 	}
 	return out
 }

@@ -123,6 +123,15 @@ var (
 	workNames    = []string{WorkConnect, WorkConnect8, WorkOpen, WorkClose, WorkRequest, WorkDatagram, WorkTCP1, WorkTCP8, WorkIPerf2}
 )
 
+// Values returns the values that each list of names in [Options] and [Block] may hold,
+// by the name of its field in JSON.
+func Values() map[string][]string {
+	return map[string][]string{
+		"columns": slices.Clone(columnNames), "works": append(slices.Clone(workNames), "none"), "paths": slices.Clone(pathNames),
+		"positions": {First, Last}, "control": append(slices.Clone(controlWorks), "none"), "source": {SourceFile, SourceKubernetes},
+	}
+}
+
 // Validate returns what the user has to mend first.
 func (o Options) Validate() error {
 	if err := known("column", o.Columns, columnNames); err != nil {

@@ -17,6 +17,14 @@ type Summary struct {
 	Low, High float64
 }
 
+// noisySpread is how far apart quartiles may be, as a part of the median, before a figure
+// counts as noisy.
+const noisySpread = 0.2
+
+// Noisy reports whether the values are so far apart that the median says little: on a
+// machine that did something else meanwhile.
+func (s Summary) Noisy() bool { return s.Median > 0 && (s.High-s.Low)/s.Median > noisySpread }
+
 // Summarize returns the summary of values, the zero one of none.
 func Summarize(values []float64) Summary {
 	if len(values) == 0 {

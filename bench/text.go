@@ -25,10 +25,25 @@ func WriteText(w io.Writer, run Run, samples []Sample) error {
 			return fmt.Errorf("write tables: %w", err)
 		}
 	}
-	for _, line := range Failures(samples) {
+	for _, line := range append(notes(t), Failures(samples)...) {
 		fmt.Fprintln(w, line)
 	}
 	return nil
+}
+
+// notes explain what is in the tables: the works that were done, and marks.
+func notes(t *Table) (out []string) {
+	for _, row := range legendOf(t.Keys(func(Key) bool { return true })) {
+		out = append(out, row[0]+": "+row[1])
+	}
+	for _, table := range textTables(t) {
+		for _, row := range table.rows {
+			if slices.ContainsFunc(row, func(cell string) bool { return strings.HasSuffix(cell, noisyMark) }) {
+				return append(out, noisyWords)
+			}
+		}
+	}
+	return out
 }
 
 // table is one of the report's.
@@ -87,7 +102,7 @@ func caseCells(c Key) []string {
 	return []string{c.Work, path, fmt.Sprint(c.Services), strings.TrimSpace(detail)}
 }
 
-var caseHeader = []string{"work", "path", "Services", ""}
+var caseHeader = []string{"work", "path", "Services", "variant"}
 
 func isRate(k Key) bool { return !isControl(k.Work) && !strings.HasPrefix(k.Work, WorkUDP) }
 
@@ -95,7 +110,7 @@ func isRate(k Key) bool { return !isControl(k.Work) && !strings.HasPrefix(k.Work
 func ratioTable(t *Table) table {
 	keys := t.Keys(isRate)
 	columns := slices.DeleteFunc(columnsOf(keys), func(c string) bool { return c == Bare })
-	out := table{title: "Rates as ratios to bare: median (quartiles)", header: append(slices.Clone(caseHeader), append([]string{Bare}, columns...)...)}
+	out := table{title: "Rates, compared with bare: median (quartiles); higher is better", header: append(slices.Clone(caseHeader), append([]string{Bare}, columns...)...)}
 	for _, c := range casesOf(keys) {
 		row := append(caseCells(c), Rate(t.Value(c.BareKey()).Median, c.Work))
 		for _, column := range columns {
@@ -111,11 +126,24 @@ func ratioTable(t *Table) table {
 func ratioCell(ratio, value Summary, work string) string {
 	switch {
 	case ratio.N > 0:
-		return fmt.Sprintf("%.3f (%.2f–%.2f)", ratio.Median, ratio.Low, ratio.High)
+		return fmt.Sprintf("%.3f (%.2f–%.2f)", ratio.Median, ratio.Low, ratio.High) + mark(ratio)
 	case value.N > 0:
 		return Rate(value.Median, work) // there is no bare figure
 	}
 	return "-"
+}
+
+// noisyMark marks a noisy figure, and noisyWords say what it means.
+const (
+	noisyMark  = " ~"
+	noisyWords = "~ noisy: the quartiles are more than 20 % of the median apart; measure again on a machine that does nothing else, or with more rounds"
+)
+
+func mark(s Summary) string {
+	if s.Noisy() {
+		return noisyMark
+	}
+	return ""
 }
 
 // Rate returns a rate with its unit.
@@ -152,7 +180,7 @@ func caseTable(title string, keys []Key, cell func(Key) string) table {
 // latencyTable has the quantiles of all rounds together.
 func latencyTable(t *Table) table {
 	keys := t.Keys(func(k Key) bool { return !isControl(k.Work) && t.Latency(k) != nil })
-	return caseTable("Latency, p50 / p99 / p99.9 in µs (connect: SYN to its answer)", keys, t.quantiles)
+	return caseTable("Latency, p50 / p99 / p99.9 in µs (connect: SYN to its answer); lower is better", keys, t.quantiles)
 }
 
 func (t *Table) quantiles(k Key) string {
@@ -167,7 +195,7 @@ func (t *Table) quantiles(k Key) string {
 // costTable has the CPU time of each operation or gigabyte, of all CPUs.
 func costTable(t *Table) table {
 	keys := t.Keys(func(k Key) bool { busy, _ := t.CPUPer(k); return !isControl(k.Work) && busy.N > 0 })
-	return caseTable("CPU time of both ends and all between: µs for each operation, ms for each GB (of it in soft interrupts)", keys,
+	return caseTable("CPU time of both ends and all between: µs for each operation, ms for each GB (of it in soft interrupts); lower is better", keys,
 		func(k Key) string {
 			busy, soft := t.CPUPer(k)
 			if busy.N == 0 {
@@ -183,7 +211,7 @@ func costTable(t *Table) table {
 
 func lossTable(t *Table) table {
 	keys := t.Keys(func(k Key) bool { return strings.HasPrefix(k.Work, WorkUDP) })
-	return caseTable("UDP datagrams lost at a fixed rate, %: median (most)", keys, func(k Key) string {
+	return caseTable("UDP datagrams lost at a fixed rate, %: median (most); lower is better", keys, func(k Key) string {
 		v := t.Value(k)
 		if v.N == 0 {
 			return "-"
@@ -194,8 +222,8 @@ func lossTable(t *Table) table {
 
 // controlTable has a row for each column and number of Services.
 func controlTable(t *Table) table {
-	out := table{title: "Control plane: start to traffic (full sync), a change to the first packet that follows, 100 changes/s under load, kill and start under load",
-		header: []string{"Services", "column", "start", "CPU", "memory", "change p50", "p99", "CPU", "churn failed", "p99", "CPU", "restart failed", "longest gap"}}
+	out := table{title: "Control plane: start to traffic (full sync), a change to the first packet that follows, 100 changes/s under load, kill and start under load; lower is better",
+		header: []string{"Services", "column", "start", "start CPU", "start memory", "change p50", "change p99", "CPU a change", "churn failed", "churn p99", "churn CPU", "restart failed", "longest gap"}}
 	keys := t.Keys(func(k Key) bool { return isControl(k.Work) })
 	counts := map[int]bool{}
 	for _, k := range keys {

@@ -23,6 +23,9 @@ const (
 	dialTimeout = 10 * time.Second
 	// udpIdle ends what a client of UDP began.
 	udpIdle = time.Minute
+	// MaxOpen is how many connections, or clients of UDP, a listener serves at a time: what
+	// comes beyond that is refused, so that no client takes the files of all others.
+	MaxOpen = 1024
 	// maxDatagram is the largest payload of UDP.
 	maxDatagram = 65535
 )
@@ -34,11 +37,13 @@ type Listener struct {
 
 	tcp net.Listener
 	udp *net.UDPConn
+
+	most int // MaxOpen, but in tests
 }
 
 // Listen binds an address over "tcp" or "udp"; port 0 is any free one.
 func Listen(network, address string, pick Pick, log *slog.Logger) (*Listener, error) {
-	l := &Listener{Log: log, Pick: pick}
+	l := &Listener{Log: log, Pick: pick, most: MaxOpen}
 	var err error
 	if network == "udp" {
 		var a *net.UDPAddr
@@ -71,6 +76,7 @@ func (l *Listener) Run(ctx context.Context) error {
 	defer stop()
 	var open sync.WaitGroup
 	defer open.Wait()
+	room := make(chan struct{}, l.most)
 	for {
 		c, err := l.tcp.Accept()
 		if ctx.Err() != nil {
@@ -79,7 +85,15 @@ func (l *Listener) Run(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("accept: %w", err)
 		}
-		open.Go(func() { l.relay(ctx, c.(*net.TCPConn)) })
+		client := c.(*net.TCPConn)
+		select {
+		case room <- struct{}{}:
+			open.Go(func() { defer func() { <-room }(); l.relay(ctx, client) })
+		default:
+			l.Log.Warn("connection is refused: too many are open", "client", client.RemoteAddr(), "most", l.most)
+			client.SetLinger(0) // a reset tells it at once
+			client.Close()
+		}
 	}
 }
 
@@ -145,8 +159,12 @@ func (l *Listener) runUDP(ctx context.Context) error {
 			return fmt.Errorf("receive: %w", err)
 		}
 		mu.Lock()
-		c := clients[from]
+		c, full := clients[from], len(clients) >= l.most
 		mu.Unlock()
+		if c == nil && full {
+			l.Log.Debug("datagram is dropped: too many clients", "client", from, "most", l.most)
+			continue
+		}
 		if c == nil {
 			if c, _, err = l.dial(ctx, "udp"); err != nil {
 				l.Log.Warn("datagram can not be led on", "client", from, "error", err)

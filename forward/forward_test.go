@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,6 +20,11 @@ import (
 
 // run starts a listener that leads to a server.
 func run(t *testing.T, network string, to net.Addr) net.Addr {
+	t.Helper()
+	return runLimited(t, network, to, MaxOpen)
+}
+
+func runLimited(t *testing.T, network string, to net.Addr, most int) net.Addr {
 	t.Helper()
 	l, err := Listen(network, "127.0.0.1:0", func(context.Context) (netip.AddrPort, error) {
 		if to == nil {
@@ -29,6 +35,7 @@ func run(t *testing.T, network string, to net.Addr) net.Addr {
 	if err != nil {
 		t.Fatal(err)
 	}
+	l.most = most
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- l.Run(ctx) }()
@@ -39,6 +46,93 @@ func run(t *testing.T, network string, to net.Addr) net.Addr {
 		}
 	})
 	return l.Addr()
+}
+
+// What comes beyond a listener's limit is refused at once, over TCP, and dropped, over UDP;
+// those that were there are served on, and a place that is free again is taken.
+func TestOpenConnectionsAreLimited(t *testing.T) {
+	server, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	go func() {
+		for {
+			c, err := server.Accept()
+			if err != nil {
+				return
+			}
+			go func() { defer c.Close(); _, _ = io.Copy(c, c) }()
+		}
+	}()
+	at := runLimited(t, "tcp", server.Addr(), 2)
+	echo := func(c net.Conn) error {
+		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		if _, err := c.Write([]byte("x")); err != nil {
+			return err
+		}
+		_, err := io.ReadFull(c, make([]byte, 1))
+		return err
+	}
+	dial := func() (net.Conn, error) {
+		c, err := net.Dial("tcp", at.String())
+		if err != nil {
+			return nil, err // a reset may come as early
+		}
+		t.Cleanup(func() { c.Close() })
+		return c, echo(c)
+	}
+	first, err := dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dial(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a third connection: %v, want it refused at once", err)
+	}
+	if err := echo(first); err != nil {
+		t.Errorf("the first, beside the third: %v", err)
+	}
+	second.Close()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := dial(); err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatalf("a place that is free again is not taken: %v", err)
+		}
+	}
+
+	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer packets.Close()
+	go func() {
+		buf := make([]byte, 10)
+		for {
+			n, from, err := packets.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = packets.WriteTo(buf[:n], from)
+		}
+	}()
+	at = runLimited(t, "udp", packets.LocalAddr(), 2)
+	for i, want := range []bool{true, true, false} {
+		c, err := net.Dial("udp", at.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(map[bool]time.Duration{true: 10 * time.Second, false: time.Second}[want]))
+		_, _ = c.Write([]byte("x"))
+		if _, err := c.Read(make([]byte, 1)); (err == nil) != want {
+			t.Errorf("client %d of UDP: %v, want an answer: %v", i, err, want)
+		}
+	}
 }
 
 // Half of a connection may end before the other.

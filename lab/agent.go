@@ -47,9 +47,12 @@ func (l *Lab) agentArgv(node string, extraArgs []string) ([]string, error) {
 		"--mode", mode,
 		"--instance", netnsName(l.opts.Name, node),
 	}
-	if l.store != nil {
+	switch {
+	case l.store != nil:
 		argv = append(argv, l.store.AgentArgs(node)...)
-	} else {
+	case len(l.opts.AgentSource) > 0:
+		argv = append(argv, l.opts.AgentSource...)
+	default:
 		argv = append(argv, "--source", "file:"+l.ManifestDir())
 	}
 	if mode == ModeEBPF {
@@ -87,6 +90,36 @@ func (l *Lab) StartAgents(ctx context.Context, extraArgs ...string) error {
 // StopAgent sends SIGTERM to a node's agent and waits for its end; see
 // [Lab.Stop].
 func (l *Lab) StopAgent(node string) error { return l.Stop(agentName(node)) }
+
+// RestartAgent stops a node's agent, if one runs, and starts one: in the given mode, or if
+// that is empty in the one that the last had. extraArgs come last.
+func (l *Lab) RestartAgent(ctx context.Context, node, mode string, extraArgs ...string) error {
+	if _, before, err := l.Agent(node); err == nil && mode == "" {
+		mode = before
+	}
+	if err := l.StopAgent(node); err != nil {
+		return err
+	}
+	if mode != "" {
+		extraArgs = append([]string{"--mode", mode}, extraArgs...)
+	}
+	return l.StartAgent(ctx, node, extraArgs...)
+}
+
+// Instance is the name of a node's agent, by which it is asked; for a Pod, that of its
+// node's, and empty for any other place.
+func (l *Lab) Instance(place string) string {
+	p, err := FindPlace(place)
+	switch {
+	case err != nil:
+		return ""
+	case p.Kind == Node:
+		return netnsName(l.opts.Name, p.Name)
+	case p.Kind == Pod:
+		return netnsName(l.opts.Name, p.Node)
+	}
+	return ""
+}
 
 // KillAgent sends SIGKILL to a node's agent and waits for its end.
 func (l *Lab) KillAgent(node string) error { return l.Kill(agentName(node)) }

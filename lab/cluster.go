@@ -2,6 +2,7 @@ package lab
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -86,6 +87,23 @@ type Store interface {
 // SetStore makes another store take the place of the manifest directory, for
 // Apply and Delete and for agents that are started later.
 func (l *Lab) SetStore(s Store) { l.store = s }
+
+// KeepStore has agents that other processes start later, after [Open], find the store
+// too.
+func (l *Lab) KeepStore() error {
+	unlock, err := lock(l.opts.Name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	s, err := loadState(l.opts.Name)
+	if err != nil {
+		return fmt.Errorf("keep the store of lab %q: %w", l.opts.Name, err)
+	}
+	l.opts.AgentSource = l.store.AgentArgs("")
+	s.Options.AgentSource = l.opts.AgentSource
+	return s.save()
+}
 
 // Apply writes objects to a file of the manifest directory, at once and in
 // place of what it held; or to the lab's store, if it has one.

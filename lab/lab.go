@@ -39,6 +39,9 @@ type Options struct {
 	Mode string
 	// AgentArgs are passed to every agent, before the arguments of StartAgent.
 	AgentArgs []string
+	// AgentSource are the arguments by which agents find their objects, if that is not the
+	// manifest directory; [Lab.KeepStore] sets it.
+	AgentSource []string
 	// AgentTimeout bounds how long an agent may take to its first sync; it is three
 	// minutes by default.
 	AgentTimeout time.Duration

@@ -54,7 +54,7 @@ func (m *Metrics) count(s Sync) {
 func (m *Metrics) replace(name service.Name, c contribution) {
 	m.sums.add(m.seen[name], -1)
 	m.sums.add(c, 1)
-	if c.services == 0 {
+	if c.services == 0 && len(c.problems) == 0 {
 		delete(m.seen, name)
 	} else {
 		m.seen[name] = c
@@ -82,7 +82,10 @@ func (c *contribution) add(o contribution, sign int) {
 // contributionOf counts one Service. A route that drops says that there are
 // usable endpoints, and none that the policy allows here.
 func contributionOf(res *service.Resolved) contribution {
-	c := contribution{services: 1}
+	c := contribution{}
+	if res.Served() {
+		c.services = 1
+	}
 	for _, p := range res.Problems {
 		if c.problems == nil {
 			c.problems = map[string]int{}

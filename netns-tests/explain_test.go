@@ -3,10 +3,12 @@ package netnstests
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -81,8 +83,10 @@ func explainByName(t *testing.T, l *lab.Lab) {
 	} else {
 		inPlace(t, l, "node-a", "ip6tables-"+backendOf(l), "-t", "nat", "-F", "NODEPROXY-SERVICES")
 	}
-	if out := inPlace(t, l, "node-a", append(argv, "node", to.String())...); !strings.Contains(out, "THE KERNEL DIFFERS") {
-		t.Errorf("the kernel is broken:\n%s", out)
+	out, err := l.Command(t.Context(), "node-a", append(argv, "node", to.String())...).CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(out), "THE KERNEL DIFFERS") {
+		t.Errorf("the kernel is broken, and explain ends with %v:\n%s", err, out)
 	}
 	if err := l.KillAgent("node-a"); err != nil {
 		t.Fatal(err)
@@ -227,6 +231,28 @@ func (f flow) asExplained(ctx context.Context) error {
 	if who, _, _ := strings.Cut(answer.Name, "/"); !slices.Contains(names, who) {
 		return fmt.Errorf("%s answered; explained as\n%s", answer.Name, explained)
 	}
+	if err := f.seenAs(&e, answer.Name, answer.Source.Addr()); err != nil {
+		return fmt.Errorf("%w; explained as\n%s", err, explained)
+	}
 	proven.Add(1)
+	return nil
+}
+
+// seenAs compares the source that a Pod's connection had for who answered with what was
+// explained: its own if its socket was translated, else as the packet's endpoint.
+func (f flow) seenAs(e *admin.Explanation, who string, source netip.Addr) error {
+	if f.from.Kind != lab.Pod {
+		return nil
+	}
+	who, _, _ = strings.Cut(who, "/")
+	own := e.Socket != nil && e.Socket.Verdict == "translate"
+	for _, c := range e.Backends {
+		if at, err := netip.ParseAddrPort(c.Address); err == nil && at.Addr() == lab.MustPlace(who).Addr(f.v6) {
+			own = own || !c.Masquerade
+		}
+	}
+	if got := source == f.from.Addr(f.v6); got != own {
+		return fmt.Errorf("%s sees %s, and of the Pod's own address it was said: %v", who, source, own)
+	}
 	return nil
 }

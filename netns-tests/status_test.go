@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nodeproxy/nodeproxy/admin"
 	"github.com/nodeproxy/nodeproxy/lab"
@@ -87,7 +88,7 @@ func TestStatusNamesTrouble(t *testing.T) {
 	}
 	eventually(t, patience, func() error {
 		untrue, code := conditionsOf(t, l)
-		if code != 1 || untrue[admin.Ready].Reason != "NothingListed" || !strings.Contains(untrue[admin.SourceReached].Message, "no such file") {
+		if code != 1 || untrue[admin.Ready].Reason != "NothingListed" || !strings.Contains(untrue[admin.SourceReached].Message, "which does not exist; no Service is served until then") {
 			return errors.New("a path that is not there: " + untrue[admin.SourceReached].Message)
 		}
 		return nil
@@ -117,4 +118,28 @@ func TestStatusNamesTrouble(t *testing.T) {
 	if out, code := statusOf(t, l); code != 3 || strings.Count(out, "\n") != 1 {
 		t.Errorf("exit code %d with nothing in the kernel:\n%s", code, out)
 	}
+
+	// --wait ends when it is over, and when the node is ready, whichever comes first.
+	begin := time.Now()
+	if out, code := statusOf(t, l, "--wait", "1s"); code != 3 || time.Since(begin) < 800*time.Millisecond {
+		t.Errorf("exit code %d after %v without an agent:\n%s", code, time.Since(begin), out)
+	}
+	started := make(chan error, 1)
+	go func() { started <- l.StartAgent(t.Context(), "node-a") }()
+	out2, code := statusOf(t, l, "--wait", "60s")
+	if err := <-started; err != nil || code != 0 || !strings.Contains(out2, "healthy") {
+		t.Errorf("exit code %d of a wait for an agent that starts, %v:\n%s", code, err, out2)
+	}
+	// A Service of which nothing can be served does not count, and is named.
+	none := "{apiVersion: v1, kind: Service, metadata: {name: none}, spec: {clusterIP: 10.96.200.9, ports: [{port: 80, protocol: ICMP}]}}\n"
+	if err := os.WriteFile(filepath.Join(l.ManifestDir(), "none.yaml"), []byte(none), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, patience, func() error {
+		text, code := statusOf(t, l)
+		if code != 0 || !strings.Contains(text, "1, with ") || !strings.Contains(text, "default/none: NoPorts: ") || !strings.Contains(text, `"ICMP" is none of TCP, UDP and SCTP`) {
+			return errors.New(text)
+		}
+		return nil
+	})
 }

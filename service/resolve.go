@@ -40,9 +40,12 @@ func Resolve(cfg *Config, svc *Service, slices []*EndpointSlice) *Resolved {
 		}
 		for _, port := range svc.Ports {
 			all := candidates(cfg.NodeName, family, port.Name, port.Protocol, slices, &ext)
-			out.Ports = append(out.Ports, resolvePort(cfg, svc, port, family, clusterIP, all, &ext))
+			out.Ports = append(out.Ports, resolvePort(cfg, svc, port, family, clusterIP, all, slices, &ext))
 		}
 		out.Ports = append(out.Ports, resolveRange(cfg, svc, family, clusterIP, slices, &ext)...)
+	}
+	if len(svc.Ports) == 0 {
+		out.Problems = append(out.Problems, Problem{"NoPorts", "it has no port that can be served: the Service is not served at all"})
 	}
 	sortPorts(out.Ports)
 	out.HealthCheck = healthCheck(cfg, svc, slices)
@@ -71,7 +74,7 @@ func sortPorts(ports []ServicePort) {
 	})
 }
 
-func resolvePort(cfg *Config, svc *Service, port Port, family Family, clusterIP netip.Addr, all []candidate, ext *extensions) ServicePort {
+func resolvePort(cfg *Config, svc *Service, port Port, family Family, clusterIP netip.Addr, all []candidate, slices []*EndpointSlice, ext *extensions) ServicePort {
 	lists := categorize(cfg, all)
 	sp := ServicePort{
 		Name:            PortName{svc.Name, port.Name, port.Protocol},
@@ -90,6 +93,9 @@ func resolvePort(cfg *Config, svc *Service, port Port, family Family, clusterIP 
 				sp.ServingLocal = append(sp.ServingLocal, c.addr)
 			}
 		}
+	}
+	if len(sp.Serving) == 0 {
+		sp.NoEndpoint = whyNone(port, family, all, slices)
 	}
 	return sp
 }

@@ -17,6 +17,16 @@ type Table struct {
 	Services map[Name]*Resolved
 }
 
+// Served counts the Services that have an address and port which this node serves.
+func (t *Table) Served() (n int) {
+	for _, res := range t.Services {
+		if res.Served() {
+			n++
+		}
+	}
+	return n
+}
+
 // NodeFacts are the facts of this node that every Service shares. A change of
 // any of them asks for a full sync.
 type NodeFacts struct {
@@ -74,6 +84,13 @@ type Resolved struct {
 	Problems []Problem
 }
 
+// Served reports whether the Service has any address and port that this node serves: one
+// that has none, since its ports cannot be read or another Service has its addresses, is
+// not counted.
+func (r *Resolved) Served() bool {
+	return slices.ContainsFunc(r.Ports, func(p ServicePort) bool { return len(p.Frontends) > 0 })
+}
+
 // Problem is one reason why a part of a Service is not served as written.
 type Problem struct {
 	Reason  string // CamelCase, fit for an Event and a metric label
@@ -105,6 +122,8 @@ type ServicePort struct {
 	Serving []netip.AddrPort
 	// ServingLocal are those of Serving that run on this node, sorted.
 	ServingLocal []netip.AddrPort
+	// NoEndpoint is why no endpoint is in Serving, in words; empty if one is.
+	NoEndpoint string
 	// AffinityTimeout is that of ClientIP session affinity; 0 means none. The
 	// key is the client's address; all frontends of a ServicePort share it.
 	AffinityTimeout time.Duration

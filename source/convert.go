@@ -35,11 +35,13 @@ func (w *warnings) add(field, format string, args ...any) {
 func convertService(in *v1.Service) (*service.Service, warnings) {
 	var w warnings
 	out := &service.Service{
-		Name:                service.Name{Namespace: in.Namespace, Name: in.Name},
-		Created:             in.CreationTimestamp.UTC(),
-		ProxyName:           in.Labels[labelServiceProxyName],
-		Type:                service.Type(in.Spec.Type),
-		HealthCheckNodePort: uint16(in.Spec.HealthCheckNodePort),
+		Name:      service.Name{Namespace: in.Namespace, Name: in.Name},
+		Created:   in.CreationTimestamp.UTC(),
+		ProxyName: in.Labels[labelServiceProxyName],
+		Type:      service.Type(in.Spec.Type),
+	}
+	if n := in.Spec.HealthCheckNodePort; n > 0 && n <= 65535 {
+		out.HealthCheckNodePort = uint16(n)
 	}
 	if _, ok := in.Labels[labelServiceProxyName]; ok && out.ProxyName == "" {
 		out.ProxyName = "-" // the label counts, whatever its value
@@ -117,8 +119,11 @@ func (w *warnings) affinityTimeout(spec *v1.ServiceSpec) time.Duration {
 func convertEndpointSlice(in *discovery.EndpointSlice) (*service.EndpointSlice, warnings) {
 	var w warnings
 	owner := in.Labels[discovery.LabelServiceName]
-	if owner == "" || in.AddressType == discovery.AddressTypeFQDN {
-		return nil, nil
+	if owner == "" {
+		return nil, nil // nobody's who is asked here
+	}
+	if w.sliceValues(in); in.AddressType == discovery.AddressTypeFQDN {
+		return nil, w
 	}
 	out := &service.EndpointSlice{
 		Name:      service.Name{Namespace: in.Namespace, Name: in.Name},
@@ -228,6 +233,7 @@ func convertNode(in *v1.Node) (*service.Node, warnings) {
 		cidrs = []string{in.Spec.PodCIDR}
 	}
 	out.PodCIDRs = w.prefixes("spec.podCIDRs", cidrs)
+	w.twoOfAFamily("spec.podCIDRs", cidrs)
 	for _, t := range in.Spec.Taints {
 		out.ClusterAutoscalerTaint = out.ClusterAutoscalerTaint || t.Key == taintToBeDeleted
 	}

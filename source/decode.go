@@ -15,6 +15,7 @@ import (
 	discovery "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	strict "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
 	"github.com/nodeproxy/nodeproxy/service"
@@ -57,7 +58,7 @@ func decode(data []byte) (*objects, error) {
 			return out, firstOf(append(errs, fmt.Errorf("document %d: %w", n, err)))
 		}
 		if !plain { // reading JSON as YAML takes many times as long
-			doc, err = yaml.YAMLToJSON(doc)
+			doc, err = out.toJSON(doc)
 		}
 		if s := string(bytes.TrimSpace(doc)); err == nil && (s == "null" || s == "") {
 			continue // only comments
@@ -69,6 +70,21 @@ func decode(data []byte) (*objects, error) {
 			errs = append(errs, fmt.Errorf("document %d: %w", n, err))
 		}
 	}
+}
+
+// toJSON reads a document of YAML. A key that is there twice, of which the last counts, is
+// warned of.
+func (o *objects) toJSON(doc []byte) ([]byte, error) {
+	text, err := yaml.YAMLToJSONStrict(doc)
+	if err == nil {
+		return text, nil
+	}
+	text, lenient := yaml.YAMLToJSON(doc)
+	if lenient == nil {
+		what := strings.TrimPrefix(err.Error(), "error converting YAML to JSON: yaml: unmarshal errors:")
+		o.warnings = append(o.warnings, fmt.Sprintf("document %d: %s; the last counts", o.document, strings.Join(strings.Fields(what), " ")))
+	}
+	return text, lenient
 }
 
 // firstOf returns the first error, and how many more there are; nil for none.
@@ -138,7 +154,8 @@ func (o *objects) add(doc []byte) error {
 		return o.addService(doc, what)
 	case "discovery.k8s.io/v1 EndpointSlice":
 		var in discovery.EndpointSlice
-		if err := unmarshal(doc, &in); err != nil {
+		unknown, err := unmarshalStrict(doc, &in)
+		if err != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}
 		if in.Name == "" {
@@ -149,21 +166,22 @@ func (o *objects) add(doc []byte) error {
 		if in.Labels[discovery.LabelServiceName] == "" {
 			w.add("metadata.labels", "%s is missing: it names the Service of these endpoints, and without it none uses them", discovery.LabelServiceName)
 		}
-		o.warn(what, w)
+		o.warn(what, append(unknown, w...))
 		if slice != nil {
 			o.slices = append(o.slices, slice)
 		}
 		return nil
 	case "v1 Node":
 		var in v1.Node
-		if err := unmarshal(doc, &in); err != nil {
+		unknown, err := unmarshalStrict(doc, &in)
+		if err != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}
 		if in.Name == "" {
 			return nameless(what)
 		}
 		node, w := convertNode(&in)
-		o.warn(what, w)
+		o.warn(what, append(unknown, w...))
 		o.nodes = append(o.nodes, node)
 		return nil
 	}
@@ -176,7 +194,8 @@ func (o *objects) add(doc []byte) error {
 
 func (o *objects) addService(doc []byte, what string) error {
 	var in v1.Service
-	if err := unmarshal(doc, &in); err != nil {
+	unknown, err := unmarshalStrict(doc, &in)
+	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	if in.Name == "" {
@@ -188,7 +207,8 @@ func (o *objects) addService(doc []byte, what string) error {
 			"give it an address, or None for a headless Service", what)
 	}
 	svc, w := convertService(&in)
-	o.warn(what, w)
+	w.unallocated(&in)
+	o.warn(what, append(unknown, w...))
 	o.services = append(o.services, svc)
 	return nil
 }
@@ -239,6 +259,31 @@ func unmarshal(doc []byte, into any) error {
 		return fmt.Errorf("field %s: got %s, want %s", wrong.Field, wrong.Value, wrong.Type)
 	}
 	return err
+}
+
+// unmarshalStrict reads an object as the API server does, for which the case of a field's
+// name counts. What it does not know, or finds twice, is in the warnings.
+func unmarshalStrict(doc []byte, into any) (w warnings, err error) {
+	found, err := strict.UnmarshalStrict(doc, into)
+	if err != nil {
+		if named := unmarshal(doc, into); named != nil { // it names the field
+			return nil, named
+		}
+		return nil, err
+	}
+	for _, e := range found {
+		var at strict.FieldError
+		if !errors.As(e, &at) {
+			w = append(w, e.Error())
+			continue
+		}
+		what := "there is no such field, and it is not used"
+		if strings.HasPrefix(e.Error(), "duplicate") {
+			what = "it is there twice, and the last counts"
+		}
+		w.add(at.FieldPath(), "%s", what)
+	}
+	return w, nil
 }
 
 func namespaceOf(s string) string {

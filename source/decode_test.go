@@ -219,8 +219,8 @@ ports: []
 	if s := got.EndpointSlices[0]; len(s.Endpoints) != 1 || len(s.Ports) != 1 {
 		t.Errorf("slice %+v, want one endpoint and one port", s)
 	}
-	if len(warnings) != 7 {
-		t.Errorf("%d warnings %q, want 7", len(warnings), warnings)
+	if len(warnings) != 11 {
+		t.Errorf("%d warnings %q, want 11", len(warnings), warnings)
 	}
 }
 

@@ -98,6 +98,9 @@ func (f *File) Run(ctx context.Context, emit func(service.Changes)) error {
 	for {
 		f.watch(w)
 		next, err := f.load(time.Now())
+		if errors.Is(err, fs.ErrNotExist) {
+			err = f.absent(err)
+		}
 		switch {
 		case err != nil && err.Error() != missing:
 			missing = err.Error()
@@ -111,6 +114,14 @@ func (f *File) Run(ctx context.Context, emit func(service.Changes)) error {
 			return err
 		}
 	}
+}
+
+// absent says what it means that the path is not there.
+func (f *File) absent(err error) error {
+	if f.begun {
+		return &shortError{fmt.Sprintf("%s does not exist any more; current rules are kept", f.Path), err}
+	}
+	return &shortError{fmt.Sprintf("waiting for %s, which does not exist; no Service is served until then", f.Path), err}
 }
 
 // hand tells emit what differs from what it was told before.

@@ -3,7 +3,6 @@ package source
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -63,6 +62,9 @@ func (l *apiLink) outcome(ctx context.Context, verb, what string, err error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if err != nil {
+		err = apiError(verb, what, err)
+	}
 	before, failed := l.failing[what]
 	switch {
 	case err != nil:
@@ -75,7 +77,7 @@ func (l *apiLink) outcome(ctx context.Context, verb, what string, err error) {
 		// Where the server is away all kinds fail alike, and one line is enough;
 		// where a permission is missing each kind has its own.
 		if len(l.failing) == 0 || isRefusal(err) && before != err.Error() {
-			l.log.Error("API server can not be used; what works is kept", "error", fmt.Errorf("%s %s: %w", verb, what, err))
+			l.log.Error("API server can not be used; what works is kept", "error", err)
 		}
 		l.failing[what] = err.Error()
 	case failed:
@@ -84,9 +86,4 @@ func (l *apiLink) outcome(ctx context.Context, verb, what string, err error) {
 			l.log.Info("API server can be used again", "after", time.Since(l.since).Round(time.Millisecond))
 		}
 	}
-}
-
-// isRefusal reports whether the server is there, and does not let us in.
-func isRefusal(err error) bool {
-	return apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err)
 }

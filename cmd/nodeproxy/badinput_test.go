@@ -2,13 +2,17 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/nodeproxy/nodeproxy/admin"
 )
 
 // badInputs are things that people type, with what the answer has to contain: the
@@ -83,6 +87,23 @@ var badInputs = []struct{ args, want string }{
 	{"run --config nosuch.yaml", "--config"}, {"run --config FILE", "use kubeproxy.config.k8s.io/v1alpha1"}, {"run --kubeconfig nosuch.conf", "nosuch.conf"},
 	{"run --source file:DIR --instance a/b", `--instance "a/b"`}, {"verify --instance a/b", `--instance "a/b"`},
 	{"status --instance nobody-has-this", "no agent answers"},
+	// What operators met in the field (a review of every message), and its kind.
+	{"lab demo --source kubernetes --kube-bin /nonexistent", `--kube-bin "/nonexistent": it holds no program etcd: make kube builds it`},
+	{"watch --service nope/", `--service "nope/": use NAMESPACE/NAME`}, {"top --interval x", `--interval "x": use a duration`},
+	{"validate", "name the manifests: nodeproxy validate"}, {"validate /nonexistent", "/nonexistent"}, {"validate DIR", "no *.yaml, *.yml or *.json file is in"},
+	{"validate --max-manifest-size x FILE", `--max-manifest-size "x": use a whole number`}, {"port-forward svc/web x:80", `port "x:80": use [LOCAL:]PORT`},
+	{"port-forward pod/ 80", `"pod/": use svc/NAME or pod/NAME`}, {"lab exec --name no-such client -- true", `there is no lab "no-such"`},
+	{"lab exec client --name no-such true", `there is no lab "no-such"`}, {"bench --columns x", `unknown column "x": use some of bare`},
+	{"bench --works x", `unknown work "x"`}, {"bench --paths x", `unknown path "x"`}, {"bench --source x", `source "x": use file or kubernetes`},
+	{"bench --families 5", "family 5: use 4 or 6"}, {"bench --endpoints 7", "7 endpoints: use one of"}, {"bench report /nonexistent", "/nonexistent"},
+	{"run --config WRONG", `iptables.syncPeriod "30": use a duration such as 30s`}, {"run --config BROKEN", "it is no YAML"}, {"run --config DIR", "--config"},
+	{"run --source file:DIR --ebpf-max-flows 1", "--ebpf-max-flows 1: use 64 to 16777216"}, {"run --source file:DIR --ebpf-max-backends x", `--ebpf-max-backends "x": use a whole number`},
+	{"lab agent foo", `unknown command "foo": use restart, start or stop`}, {"lab agent restart", "name a node: nodeproxy lab agent restart node-a"},
+	{"lab agent stop pod-a1", `"pod-a1" is no node of a lab: use node-a or node-b`}, {"lab agent start node-a --mode x", `unknown mode "x"`},
+	{"lab agent restart node-a --name no-such", `there is no lab "no-such"`}, {"lab up --source x", `--source "x": use file or kubernetes`},
+	{"lab up --source kubernetes --kube-bin /nonexistent", `--kube-bin "/nonexistent": it holds no program etcd`},
+	{"verify --source file:", `--source "file:": use kubernetes or file:PATH`}, {"run --source file:DIR --kube-api-qps x", `--kube-api-qps "x": use a number`},
+	{"run --source file:DIR --conntrack-udp-timeout 5", `--conntrack-udp-timeout "5": use a duration`}, {"run --kubeconfig BROKEN", "read kubeconfig"},
 }
 
 // Whatever is typed wrong gets one line that names it and says what to do, and an
@@ -94,16 +115,23 @@ func TestBadInputGetsOneLineThatHelps(t *testing.T) {
 	if len(badInputs) < 120 {
 		t.Errorf("%d bad inputs, want 120", len(badInputs))
 	}
-	dir := t.TempDir()
-	binary := filepath.Join(dir, "nodeproxy")
-	if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
-		t.Fatalf("build: %v: %s", err, out)
-	}
+	dir, binary := t.TempDir(), buildProgram(t)
 	file := filepath.Join(dir, "file.yaml")
 	if err := os.WriteFile(file, []byte("just: text\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	replace := strings.NewReplacer("FILE", file, "DIR", dir)
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	empty := filepath.Join(dir, "empty")
+	if err := os.Mkdir(empty, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	replace := strings.NewReplacer("FILE", file, "DIR", empty, "BROKEN", write("broken", "a: [\n"), "WRONG", write("wrong", header+"iptables: {syncPeriod: '30'}\n"))
 	for _, input := range badInputs {
 		out, errs, code := runProgram(t, binary, strings.Fields(replace.Replace(input.args))...)
 		if code == 0 || strings.Count(errs, "\n") != 1 || out != "" || !strings.HasPrefix(errs, "nodeproxy: ") || !strings.Contains(errs, input.want) {
@@ -115,6 +143,16 @@ func TestBadInputGetsOneLineThatHelps(t *testing.T) {
 			}
 		}
 	}
+}
+
+// buildProgram builds nodeproxy, once for each test that asks.
+func buildProgram(t *testing.T) string {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "nodeproxy")
+	if out, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
+		t.Fatalf("build: %v: %s", err, out)
+	}
+	return binary
 }
 
 func runProgram(t *testing.T, binary string, args ...string) (out, errs string, code int) {
@@ -129,6 +167,43 @@ func runProgram(t *testing.T, binary string, args ...string) (out, errs string, 
 	defer late.Stop()
 	_ = cmd.Wait() // its code is what is asked for
 	return stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()
+}
+
+// Who is not root is told so in one line, whether an agent runs or not.
+func TestOthersThanRootAreToldToBeRoot(t *testing.T) {
+	binary := buildProgram(t)
+	if err := os.Chmod(filepath.Dir(binary), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for dir := filepath.Dir(binary); dir != "/"; dir = filepath.Dir(dir) {
+		if info, err := os.Stat(dir); err != nil || info.Mode().Perm()&1 == 0 {
+			if err := os.Chmod(dir, info.Mode().Perm()|0o055); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := os.MkdirAll(admin.Dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(admin.Dir) // if it was not there before, and is empty
+	name := fmt.Sprintf("np-root-%d", os.Getpid())
+	agent, err := net.Listen("unix", admin.Socket(name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer agent.Close()
+	if err := os.Chmod(admin.Socket(name), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range []string{"status --instance " + name, "status --instance np-nobody", "get flows --instance " + name, "watch --instance " + name,
+		"explain --instance " + name + " 10.96.0.1:80", "verify --instance " + name, "top --instance " + name, "cleanup", "run --source file:" + t.TempDir(), "lab up", "lab down"} {
+		cmd := exec.CommandContext(t.Context(), binary, strings.Fields(args)...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		out, err := cmd.CombinedOutput()
+		if err == nil || strings.Count(string(out), "\n") != 1 || !strings.Contains(string(out), "root") {
+			t.Errorf("%s: %v, want one line with root:\n%s", args, err, out)
+		}
+	}
 }
 
 func TestListenErrorsAreSaidOnce(t *testing.T) {

@@ -26,7 +26,9 @@ func newExplainCommand() *cobra.Command {
 running agent makes of the Services, step by step, in the same words in every mode; and from
 what the kernel has. In iptables mode the packet is led through the rules that the kernel
 holds, in ebpf mode a copy of the programs is run on the maps that it holds. Where the
-kernel's answer differs from the agent's, that is said. Nothing is sent or changed.
+kernel's answer differs from the agent's, that is said, and the exit code is 1. Where
+programs at sockets translate too (ebpf mode), what a connect comes to is told, which is
+before there is a packet. Nothing is sent or changed.
 
 Where no agent answers, the kernel alone is asked, and --from pod needs --source or
 --kubeconfig to find the Pod.`,
@@ -50,7 +52,11 @@ Where no agent answers, the kernel alone is asked, and --from pod needs --source
 			if err != nil {
 				return err
 			}
-			return a.print(cmd.OutOrStdout(), e, func(w io.Writer) { fmt.Fprintln(w, strings.Join(e.Steps, "\n")) })
+			err = a.print(cmd.OutOrStdout(), e, func(w io.Writer) { fmt.Fprintln(w, strings.Join(e.Steps, "\n")) })
+			if err == nil && e.Differs != "" {
+				return withCode(codeNo, nil) // what differs was printed
+			}
+			return err
 		},
 		ValidArgsFunction: completeFrontends(&a.instance),
 	}

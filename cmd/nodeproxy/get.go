@@ -254,7 +254,7 @@ func newGetServicesCommand() *cobra.Command {
 	return listing[view.Frontend]{
 		what: "services", aliases: []string{"service", "svc"}, path: admin.PathServices, read: admin.Kernel.Services,
 		short:   "Show the frontends of Services, and what becomes of packets there",
-		columns: []string{"SERVICE", "PROTOCOL", "KIND", "ADDRESS", "PORT", "FROM PODS", "FROM THIS NODE", "FROM OUTSIDE"},
+		columns: []string{"SERVICE", "PROTOCOL", "KIND", "ADDRESS", "PORT", "FROM PODS", "FROM THIS NODE", "FROM OUTSIDE", "ONLY SOURCES IN"},
 		wide:    []string{"WHERE"},
 		cells: func(r view.Frontend) []string {
 			address, port := r.Address, strconv.Itoa(int(r.Port))
@@ -264,7 +264,7 @@ func newGetServicesCommand() *cobra.Command {
 			if r.LastPort != 0 {
 				port += "-" + strconv.Itoa(int(r.LastPort))
 			}
-			return []string{r.Service, r.Protocol, r.Kind, address, port, r.Pod, r.Node, r.Outside, r.Where}
+			return []string{r.Service, r.Protocol, r.Kind, address, port, r.Pod, r.Node, r.Outside, cmp.Or(strings.Join(r.SourceRanges, ","), "any"), r.Where}
 		},
 		service: func(r view.Frontend) string { return r.Service },
 	}.command()

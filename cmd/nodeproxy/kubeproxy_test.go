@@ -239,3 +239,50 @@ func TestConntrackSysctls(t *testing.T) {
 		}
 	}
 }
+
+// Unknown and repeated fields of a --config file are passed over, as kube-proxy's lenient
+// decoding does, and all of them are named, each with its path.
+func TestUnknownFieldsOfAConfigurationAreNamed(t *testing.T) {
+	for name, c := range map[string]struct{ text, note string }{
+		"one":      {"clusterCIDRs: [10.0.0.0/8]\n", "clusterCIDRs (kubeproxy.config.k8s.io/v1alpha1 has no such fields)"},
+		"several":  {"clusterCIDRs: []\niptables: {syncperiod: 7s, masqueradeAll: true}\nipvs: {x: 1}\n", "clusterCIDRs, iptables.syncperiod, ipvs.x (kubeproxy.config.k8s.io/v1alpha1 has no such fields)"},
+		"repeated": {"mode: ebpf\nmode: iptables\n", `repeated fields, of which the last counts: line 5: key "mode" already set in map`},
+	} {
+		o, got := configured(t, header+"clientConnection: {kubeconfig: /k}\n"+c.text)
+		if joined(got.notes) != c.note {
+			t.Errorf("%s: notes %q, want %q", name, joined(got.notes), c.note)
+		}
+		if name == "several" && (!o.masqueradeAll || o.syncPeriod != 30*time.Second) {
+			t.Errorf("what is known is not taken: %+v", o)
+		}
+		if name == "repeated" && o.mode != modeIPTables {
+			t.Errorf("mode %s, want that of the last line", o.mode)
+		}
+	}
+}
+
+// A value that cannot be read is named with its field, in one line that says what to use.
+func TestWrongValuesOfAConfigurationAreNamed(t *testing.T) {
+	for text, want := range map[string]string{
+		"iptables: {syncPeriod: '30'}\n":           `iptables.syncPeriod "30": use a duration such as 30s`,
+		"iptables: {syncPeriod: 30}\n":             `iptables.syncPeriod 30: use a duration such as 30s`,
+		"iptables: {masqueradeBit: x}\n":           `iptables.masqueradeBit "x": use a whole number`,
+		"iptables: {masqueradeAll: 'yes'}\n":       `iptables.masqueradeAll "yes": use true or false`,
+		"oomScoreAdj: [1]\n":                       `oomScoreAdj [1]: use a whole number`,
+		"nodePortAddresses: primary\n":             `nodePortAddresses "primary": use a list`,
+		"conntrack: 5\n":                           `conntrack 5: use fields and their values`,
+		"clientConnection: {qps: fast}\n":          `clientConnection.qps "fast": use a number`,
+		"conntrack: {tcpEstablishedTimeout: 1w}\n": `conntrack.tcpEstablishedTimeout "1w": use a duration`,
+		"mode: [iptables]\n":                       `mode ["iptables"]: use a text`,
+		"- a\n":                                    "it is no",
+		"a: [\n":                                   "it is no YAML: ",
+	} {
+		_, err := parseKubeProxyConfig([]byte(header + text))
+		if strings.HasPrefix(text, "- ") {
+			_, err = parseKubeProxyConfig([]byte(text))
+		}
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") || strings.Contains(err.Error(), "unmarshal") {
+			t.Errorf("%q: %v, want one line with %s", text, err, want)
+		}
+	}
+}

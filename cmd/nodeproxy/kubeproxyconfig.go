@@ -15,7 +15,6 @@ import (
 	"github.com/spf13/pflag"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/kube-proxy/config/v1alpha1"
-	"sigs.k8s.io/yaml"
 
 	"github.com/nodeproxy/nodeproxy/source"
 )
@@ -43,15 +42,11 @@ func readKubeProxyConfig(path string) (*kubeProxyConfig, error) {
 }
 
 func parseKubeProxyConfig(data []byte) (*kubeProxyConfig, error) {
-	out := &kubeProxyConfig{set: map[string]string{}, data: data}
-	var in v1alpha1.KubeProxyConfiguration
-	if err := yaml.UnmarshalStrict(data, &in); err != nil {
-		in = v1alpha1.KubeProxyConfiguration{}
-		if lenient := yaml.Unmarshal(data, &in); lenient != nil {
-			return nil, lenient
-		}
-		out.notes = append(out.notes, "unknown fields: "+strings.ReplaceAll(err.Error(), "\n", " "))
+	in, notes, err := decodeKubeProxyConfig(data)
+	if err != nil {
+		return nil, err
 	}
+	out := &kubeProxyConfig{set: map[string]string{}, data: data, notes: notes}
 	if in.Kind != "KubeProxyConfiguration" || in.APIVersion != v1alpha1.SchemeGroupVersion.String() {
 		return nil, fmt.Errorf("apiVersion %q, kind %q: use %s, KubeProxyConfiguration",
 			in.APIVersion, in.Kind, v1alpha1.SchemeGroupVersion)

@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/signal"
 	"strings"
@@ -17,7 +15,6 @@ import (
 
 	"github.com/nodeproxy/nodeproxy/lab"
 	"github.com/nodeproxy/nodeproxy/lab/controlplane"
-	"github.com/nodeproxy/nodeproxy/lab/echo"
 )
 
 func newLabCommand() *cobra.Command {
@@ -32,7 +29,7 @@ func newLabCommand() *cobra.Command {
 Needs root. Nothing of it is left after "nodeproxy lab down".`,
 	}
 	cmd.AddCommand(newLabUpCommand(), newLabStatusCommand(), newLabExecCommand(),
-		newLabDownCommand(), newLabDemoCommand(), newLabEchoCommand(), newLabDialerCommand(), newLabLoadCommand())
+		newLabDownCommand(), newLabAgentCommand(), newLabDemoCommand(), newLabEchoCommand(), newLabDialerCommand(), newLabLoadCommand())
 	return cmd
 }
 
@@ -49,60 +46,6 @@ func checkMode(mode string) error {
 		return fmt.Errorf("unknown mode %q: valid are %s, %s", mode, lab.ModeIPTables, lab.ModeEBPF)
 	}
 	return nil
-}
-
-func newLabUpCommand() *cobra.Command {
-	var opts lab.Options
-	var noAgent bool
-	cmd := &cobra.Command{
-		Use:   "up",
-		Short: "Build a lab and start an agent on each node",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkMode(opts.Mode); err != nil {
-				return err
-			}
-			l, err := lab.Up(cmd.Context(), opts)
-			if errors.Is(err, lab.ErrExists) {
-				return fmt.Errorf("lab %q exists already; `nodeproxy lab down --name %[1]s` removes it", opts.Name)
-			}
-			if err != nil {
-				return err
-			}
-			if !noAgent {
-				if err := l.StartAgents(cmd.Context()); err != nil {
-					return errors.Join(err, l.Down())
-				}
-			}
-			fmt.Print(l.Status())
-			return nil
-		},
-	}
-	labNameFlag(cmd, &opts.Name)
-	modeFlag(cmd, &opts.Mode)
-	cmd.Flags().BoolVar(&opts.Bridge, "bridge", false, "put the Pods of a node behind a bridge, not routed veths")
-	cmd.Flags().BoolVar(&noAgent, "no-agent", false, "start no agents")
-	cmd.Flags().StringArrayVar(&opts.AgentArgs, "agent-arg", nil, "argument for the agents, such as --agent-arg=--v=2; may be repeated")
-	return cmd
-}
-
-func newLabStatusCommand() *cobra.Command {
-	var name string
-	cmd := &cobra.Command{
-		Use:   "status",
-		Short: "Draw a lab with its addresses and agents",
-		Args:  cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			l, err := openLab(name)
-			if err != nil {
-				return err
-			}
-			fmt.Print(l.Status())
-			return nil
-		},
-	}
-	labNameFlag(cmd, &name)
-	return cmd
 }
 
 func newLabDownCommand() *cobra.Command {
@@ -160,6 +103,7 @@ func newLabExecCommand() *cobra.Command {
 			return execIn(l, args[0], argv)
 		},
 	}
+	cmd.ValidArgsFunction = completePlaces
 	labNameFlag(cmd, &name)
 	cmd.Flags().SetInterspersed(false) // what follows PLACE is the command's
 	return cmd
@@ -193,6 +137,9 @@ func execIn(l *lab.Lab, place string, argv []string) error {
 	// and what that means is up to the command.
 	cmd := l.Command(context.Background(), place, argv...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	if instance := l.Instance(place); instance != "" {
+		cmd.Env = append(os.Environ(), instanceVariable+"="+instance)
+	}
 	if err := cmd.Start(); err != nil {
 		return err
 	}
@@ -218,12 +165,11 @@ func newLabDemoCommand() *cobra.Command {
 			if err := checkMode(opts.Lab.Mode); err != nil {
 				return err
 			}
-			switch from {
-			case "file":
-			case sourceKubernetes:
+			if err := checkLabSource(from, kubeBin); err != nil {
+				return err
+			}
+			if from == sourceKubernetes {
 				opts.Prepare = onAPIServer(kubeBin)
-			default:
-				return fmt.Errorf("--source %q: use file or kubernetes", from)
 			}
 			opts.Out, opts.Colour = os.Stdout, isTerminal(os.Stdout) && os.Getenv("NO_COLOR") == ""
 			err := lab.Demo(cmd.Context(), opts)
@@ -236,8 +182,7 @@ func newLabDemoCommand() *cobra.Command {
 	cmd.Flags().StringVar(&opts.Lab.Name, "name", "demo", "name of the lab that is built")
 	modeFlag(cmd, &opts.Lab.Mode)
 	cmd.Flags().BoolVar(&opts.Lab.Bridge, "bridge", false, "put the Pods of a node behind a bridge, not routed veths")
-	cmd.Flags().StringVar(&from, "source", "file", "where the agents have their objects from: file, or kubernetes for a real API server")
-	cmd.Flags().StringVar(&kubeBin, "kube-bin", "bin/kube", "directory of etcd and kube-apiserver, as make kube builds them")
+	labSourceFlags(cmd, &from, &kubeBin)
 	cmd.Flags().BoolVar(&opts.Keep, "keep", false, "leave the lab up afterwards")
 	cmd.Flags().StringArrayVar(&opts.Lab.AgentArgs, "agent-arg", nil, "argument for the agents; may be repeated")
 	return cmd
@@ -268,53 +213,4 @@ func onAPIServer(bin string) func(context.Context, *lab.Lab) (string, error) {
 func isTerminal(f *os.File) bool {
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
 	return err == nil
-}
-
-func newLabEchoCommand() *cobra.Command {
-	var name string
-	cmd := &cobra.Command{
-		Use:    "echo",
-		Short:  "Serve what a Pod of the lab serves",
-		Hidden: true, // the lab starts it
-		Args:   cobra.NoArgs,
-		RunE:   func(cmd *cobra.Command, _ []string) error { return lab.RunEcho(cmd.Context(), name) },
-	}
-	cmd.Flags().StringVar(&name, "name", "", "name to answer under")
-	return cmd
-}
-
-func newLabDialerCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:    "dialer",
-		Short:  "Dial what standard input asks for",
-		Hidden: true, // the lab starts it
-		Args:   cobra.NoArgs,
-		RunE:   func(*cobra.Command, []string) error { return echo.ServeDialer(os.Stdin, os.Stdout) },
-	}
-}
-
-func newLabLoadCommand() *cobra.Command {
-	var kind, to string
-	var d time.Duration
-	cmd := &cobra.Command{
-		Use:    "load",
-		Short:  "Work against an echo server and print how much was done",
-		Hidden: true, // the lab starts it
-		Args:   cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			addr, err := netip.ParseAddrPort(to)
-			if err != nil {
-				return fmt.Errorf("--to %q: use ADDRESS:PORT", to)
-			}
-			result, err := echo.Load(echo.LoadKind(kind), addr, d)
-			if err != nil {
-				return err
-			}
-			return json.NewEncoder(cmd.OutOrStdout()).Encode(result)
-		},
-	}
-	cmd.Flags().StringVar(&kind, "kind", string(echo.Connections), "connections or requests")
-	cmd.Flags().StringVar(&to, "to", "", "address and port of the server")
-	cmd.Flags().DurationVar(&d, "duration", time.Second, "how long")
-	return cmd
 }

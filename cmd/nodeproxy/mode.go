@@ -22,6 +22,7 @@ func openDataplane(ctx context.Context, opts *runOptions, mode string, log *slog
 	}
 	if mode == modeEBPF {
 		o := opts.ebpf(log)
+		sayMapMemory(o, log)
 		o.PassUnknown = h.chains
 		dp, err := ebpf.New(o)
 		if err != nil {
@@ -115,7 +116,7 @@ func (o *runOptions) openMode(ctx context.Context, log *slog.Logger) (*chosen, e
 
 func (o *runOptions) ebpf(log *slog.Logger) ebpf.Options {
 	return ebpf.Options{
-		Instance: o.instance, CgroupPath: o.cgroup, PacketsOnly: !o.sockets, Interfaces: o.interfaces,
+		Instance: o.instance, Sizes: o.sizes, CgroupPath: o.cgroup, PacketsOnly: !o.sockets, Interfaces: o.interfaces,
 		Forwarding: ebpf.Forwarding(o.forwarding), PingServiceIPs: o.pingServiceIPs, Terminate: ebpf.Terminate(o.terminate), XDP: ebpf.XDP(o.xdp), XDPInterfaces: o.xdpInterfaces, Logger: log,
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -46,6 +47,7 @@ type runOptions struct {
 	xdpInterfaces                []string
 	removeKubeProxy              bool
 	perBackend                   bool
+	sizes                        ebpf.Sizes
 	logFormat                    string
 	verbosity                    int
 }
@@ -56,6 +58,9 @@ const (
 	modeEBPF     = "ebpf"
 	modeAuto     = "auto"
 )
+
+// instanceVariable is the environment's default for --instance.
+const instanceVariable = "NODEPROXY_INSTANCE"
 
 // defaultInstance names the only agent in a network namespace.
 const defaultInstance = "nodeproxy"
@@ -90,6 +95,7 @@ func (o *runOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.xdp, "xdp", string(ebpf.XDPOff), "ebpf mode forwards packets of known flows between uplinks before the stack has them: native (by the driver), generic (slow, for tries) or off; tc and netfilter do not see such packets")
 	f.StringSliceVar(&o.xdpInterfaces, "xdp-interfaces", nil, "patterns of uplinks, for --xdp (default: the interfaces of default routes)")
 	f.StringVar(&o.terminate, "terminate-sockets", string(ebpf.TerminateUDP), "connected sockets that ebpf mode ends with an error when their backend is gone: udp, all or none")
+	registerMapSizes(f, &o.sizes)
 	f.BoolVar(&o.removeKubeProxy, "remove-kube-proxy-rules", false, "remove the iptables rules that kube-proxy left, once ours are in place")
 	f.DurationVar(&o.drainPoll, "drain-poll", defaultDrainPoll, "how often the flows of the mode before are counted")
 	_ = f.MarkHidden("drain-poll") // for tests; it was defined just now
@@ -105,7 +111,7 @@ func (o *runOptions) register(f *pflag.FlagSet) {
 }
 
 func registerInstance(f *pflag.FlagSet, instance *string) {
-	f.StringVar(instance, "instance", defaultInstance, "name of this agent, for what it owns in the kernel")
+	f.StringVar(instance, "instance", cmp.Or(os.Getenv(instanceVariable), defaultInstance), "name of this agent, for what it owns in the kernel (default $"+instanceVariable+", or nodeproxy)")
 }
 
 // validate completes what may be left out, and returns what the user has to fix
@@ -142,6 +148,9 @@ func (o *runOptions) validate() error {
 	case ebpf.XDPOff, ebpf.XDPNative, ebpf.XDPGeneric:
 	default:
 		return fmt.Errorf("--xdp %q: use off, native or generic", o.xdp)
+	}
+	if err := checkMapSizes(&o.sizes); err != nil {
+		return err
 	}
 	if o.masqueradeBit < 0 || o.masqueradeBit > 31 {
 		return fmt.Errorf("--iptables-masquerade-bit %d: use 0 to 31", o.masqueradeBit)

@@ -18,6 +18,7 @@ import (
 
 	"github.com/nodeproxy/nodeproxy/admin"
 	"github.com/nodeproxy/nodeproxy/forward"
+	"github.com/nodeproxy/nodeproxy/health"
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
@@ -206,7 +207,7 @@ func (f *endpointFinder) serveProxy(cmd *cobra.Command, at string) error {
 		return listenError(at, err)
 	}
 	fmt.Fprintf(cmd.OutOrStdout(), "Starting to serve on %s\n", l.Addr())
-	srv := &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: &forward.Proxy{Find: func(r *http.Request, t forward.Target) (netip.AddrPort, error) {
+	srv := &http.Server{ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, Handler: &forward.Proxy{Find: func(r *http.Request, t forward.Target) (netip.AddrPort, error) {
 		name := service.Name{Namespace: t.Namespace, Name: t.Name}
 		if t.Kind == "pods" {
 			at, err := f.ofPod(r.Context(), name, t.Port)
@@ -219,7 +220,7 @@ func (f *endpointFinder) serveProxy(cmd *cobra.Command, at string) error {
 	}}}
 	stop := context.AfterFunc(cmd.Context(), func() { srv.Close() })
 	defer stop()
-	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := srv.Serve(health.LimitConnections(l, forward.MaxOpen)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil

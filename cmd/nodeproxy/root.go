@@ -27,6 +27,7 @@ Services lead to Pods, either with iptables chains or with eBPF programs.`,
 		newPortForwardCommand(), newProxyCommand(), newManCommand(), newBenchCommand(), newCompletionCommand(), newValidateCommand())
 	root.CompletionOptions.DisableDefaultCmd = true
 	explainUsage(root)
+	completeValues(root)
 	return root
 }
 

@@ -162,7 +162,7 @@ func (a *agent) drive(ctx context.Context) error {
 		Synced: func(r dataplane.Report) {
 			if r.Err == nil && !synced {
 				synced = true
-				a.log.Info("synced", "services", len(r.Table.Services), "unsupported", unsupported(a.dataplane), "duration", r.Duration)
+				a.log.Info("synced", "services", r.Table.Served(), "unsupported", unsupported(a.dataplane), "duration", r.Duration)
 				group.Go(func() error { saveMemory(); return nil }) // a whole collection: not where changes wait
 				group.Go(func() error { a.inPlace(ctx); return nil })
 				group.Go(func() error { a.observer.probe(ctx); return nil })
@@ -178,7 +178,7 @@ func (a *agent) drive(ctx context.Context) error {
 		Kernel:  kernelOf(a.dataplane, func() (service.NodeFacts, bool) { return nodeFacts(ctx, inspect) }),
 		Verify:  func(ctx context.Context) ([]view.Difference, error) { return verify(ctx, a.dataplane) },
 		Watch:   watchOf(a.dataplane, func(do func()) error { return onLoop(ctx, inspect, func(*service.Table) { do() }) }),
-		NextHop: nextHop, Leaves: leaves, Loopback: loopbackOf(a.dataplane),
+		NextHop: nextHop, Leaves: leaves, Loopback: loopbackOf(a.dataplane), Sockets: socketsOf(a.dataplane),
 		Pod:    a.pods.find,
 		Repair: func(ctx context.Context) error { return askRepair(ctx, repair) }}
 	group.Go(func() error { return a.ask(ctx, socket) })
@@ -232,6 +232,15 @@ func loopbackOf(dp dataplane.Dataplane) func(service.Packet) admin.Loopback {
 		relays, failed := l.Relays(service.FamilyOf(p.Destination.Addr()), p.Protocol, p.Destination.Port())
 		return admin.Loopback{Sockets: !relays, Failed: failed}
 	}
+}
+
+// socketsOf tells whether programs at sockets translate in a mode; it is nil for a mode
+// that has none.
+func socketsOf(dp dataplane.Dataplane) func() bool {
+	if d, ok := inner(dp).(*ebpf.Dataplane); ok {
+		return func() bool { return d.Reader().Sockets() }
+	}
+	return nil
 }
 
 // watchOf tells what happens in a mode, or is nil. owner runs a function where

@@ -115,7 +115,7 @@ func wanted(f *pflag.Flag) string {
 		return "true or false"
 	case "uint16":
 		return "a number from 0 to 65535"
-	case "int", "int32", "int64":
+	case "int", "int32", "int64", "uint32":
 		return "a whole number"
 	case "float32", "float64":
 		return "a number"

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -47,6 +48,7 @@ beyond that, and all of it where no agent answers, is counted, once a second.`,
 			if a.output != "" && a.output != "json" {
 				return fmt.Errorf("--output %q: use json, one object a line", a.output)
 			}
+			a.warnOfService(cmd, f.service)
 			return a.watch(cmd, func(e view.Event) {
 				if f.shows(&e) {
 					printEvent(cmd.OutOrStdout(), &e, a.output == "json")
@@ -60,6 +62,18 @@ beyond that, and all of it where no agent answers, is counted, once a second.`,
 	cmd.Flags().StringVar(&f.to, "to", "", "show flows to this address or network alone, as dialled or a backend's; ADDRESS:PORT for one port")
 	cmd.Flags().BoolVar(&f.drops, "drops", false, "show what is rejected or dropped alone")
 	return cmd
+}
+
+// warnOfService says that a Service is not there that events are asked of: it may come,
+// and so this is no error.
+func (a *asking) warnOfService(cmd *cobra.Command, only string) {
+	var rows []view.Frontend
+	if only == "" || admin.Get(cmd.Context(), admin.Socket(a.instance), admin.PathServices, nil, &rows) != nil {
+		return // what watch itself asks for fails too, and says why
+	}
+	if !slices.ContainsFunc(rows, func(r view.Frontend) bool { return isOfService(r.Service, only) }) {
+		fmt.Fprintf(cmd.ErrOrStderr(), "no Service %s is on this node yet: waiting for it; nodeproxy get services lists those that there are\n", only)
+	}
 }
 
 // parse reads the addresses.

@@ -152,12 +152,16 @@ func (r *Reader) Services(context.Context) ([]view.Frontend, error) {
 	if err != nil {
 		return nil, err
 	}
+	ranges := c.sourceRanges()
 	rows := []view.Frontend{}
 	for k, fe := range c.frontends {
 		row := view.Frontend{Service: c.nameOf(fe.Service), Protocol: service.Protocol(k.Proto).String(), Kind: kindOf(fe.Flags).String(),
 			Family: familyOf(k.Addr).String(), Port: networkPort(k.Port), Where: fmt.Sprintf("service %d generation %d", fe.Service, fe.Generation)}
 		if fe.Flags&uint8(bpfFrontendFlagFRONTEND_NODEPORT) == 0 {
 			row.Address = unmapAddr(k.Addr).String()
+		}
+		if fe.Flags&uint8(bpfFrontendFlagFRONTEND_FILTERED) != 0 {
+			row.SourceRanges = ranges[fe.Service]
 		}
 		if k.Port == 0 {
 			row.Port, row.LastPort = fe.First, fe.Last
@@ -172,6 +176,23 @@ func (r *Reader) Services(context.Context) ([]view.Frontend, error) {
 	}
 	view.SortFrontends(rows)
 	return rows, nil
+}
+
+// sourceRanges are the ranges of each Service that has some, as CIDRs, sorted.
+func (c *contents) sourceRanges() map[uint32][]string {
+	found := map[uint32][]netip.Prefix{}
+	for k := range c.ranges {
+		addr, bits := unmapAddr(k.Addr), int(k.Prefixlen)-32
+		if addr.Is4() {
+			bits -= 96
+		}
+		found[k.Service] = append(found[k.Service], netip.PrefixFrom(addr, bits))
+	}
+	out := map[uint32][]string{}
+	for id, list := range found {
+		out[id] = view.Ranges(list)
+	}
+	return out
 }
 
 // Backends implements what nodeproxy get backends shows.

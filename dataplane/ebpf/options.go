@@ -97,6 +97,24 @@ type Sizes struct {
 	Interfaces uint32 // that are looked at; default 65,536
 }
 
+// DefaultSizes are those of a Sizes that says nothing.
+func DefaultSizes() Sizes {
+	var s Sizes
+	s.setDefaults()
+	return s
+}
+
+func (s *Sizes) setDefaults() {
+	setDefault(&s.Services, 65536)
+	setDefault(&s.Frontends, 131072)
+	setDefault(&s.Backends, 524288)
+	setDefault(&s.Ranges, 65536)
+	setDefault(&s.Flows, 131072)
+	setDefault(&s.Affinities, 65536)
+	setDefault(&s.Fragments, 8192)
+	setDefault(&s.Interfaces, 65536)
+}
+
 // Timeouts are after how much silence a flow is forgotten.
 type Timeouts struct {
 	Established time.Duration // TCP and SCTP; default 24 h
@@ -130,15 +148,7 @@ func (o *Options) setDefaults() error {
 	if o.Terminate != TerminateUDP && o.Terminate != TerminateAll && o.Terminate != TerminateNone {
 		return fmt.Errorf("sockets to terminate: %q is none of udp, all, none", o.Terminate)
 	}
-	s := &o.Sizes
-	setDefault(&s.Services, 65536)
-	setDefault(&s.Frontends, 131072)
-	setDefault(&s.Backends, 524288)
-	setDefault(&s.Ranges, 65536)
-	setDefault(&s.Flows, 131072)
-	setDefault(&s.Affinities, 65536)
-	setDefault(&s.Fragments, 8192)
-	setDefault(&s.Interfaces, 65536)
+	o.Sizes.setDefaults()
 	t := &o.Timeouts
 	setDefault(&t.Established, 24*time.Hour)
 	setDefault(&t.Opening, time.Minute)

@@ -176,6 +176,7 @@ func (j *judge) at(e *entrance) (out [3][]walk.Outcome, err error) {
 		if service.Source(class) == service.FromPod && !j.pods {
 			continue
 		}
+		p = j.inside(p, service.Source(class), e.ranges)
 		p.Destination, p.Protocol = netip.AddrPortFrom(to, e.first), e.owner.protocol
 		if out[class], err = j.walk(p); err != nil {
 			return out, fmt.Errorf("walk the rules of %s: %w", e.owner.name, err)
@@ -216,6 +217,7 @@ func (r *Reader) Services(ctx context.Context) ([]view.Frontend, error) {
 		if e.last != e.first {
 			row.LastPort = e.last
 		}
+		row.SourceRanges = view.Ranges(e.ranges)
 		rows = append(rows, row)
 	})
 	view.SortFrontends(rows)

@@ -38,15 +38,16 @@ func hashedName(prefix string, parts ...string) string {
 
 // The prefixes of chains that belong to one ServicePort.
 const (
-	chainSvc   = chainPrefix + "SVC-" // its ClusterIP: policy, and the backends where nobody else needs them
-	chainExt   = chainPrefix + "EXT-" // its external frontends: policy
-	chainLB    = chainPrefix + "LB-"  // its load-balancer frontends: source ranges
-	chainAll   = chainPrefix + "ALL-" // its backends on every node
-	chainLoc   = chainPrefix + "LOC-" // its backends on this node
-	chainPick  = chainPrefix + "PCK-" // a part of a long list of backends
-	chainSep   = chainPrefix + "SEP-" // one endpoint, for session affinity
-	chainRange = chainPrefix + "RNG-" // a range of ports: its exceptions
-	chainFw    = chainPrefix + "FW-"  // filter: what a source range refuses
+	chainSvc     = chainPrefix + "SVC-" // its ClusterIP: policy, and the backends where nobody else needs them
+	chainExt     = chainPrefix + "EXT-" // its external frontends: policy
+	chainLB      = chainPrefix + "LB-"  // its load-balancer frontends: source ranges
+	chainAll     = chainPrefix + "ALL-" // its backends on every node
+	chainLoc     = chainPrefix + "LOC-" // its backends on this node
+	chainPick    = chainPrefix + "PCK-" // a part of a long list of backends
+	chainSep     = chainPrefix + "SEP-" // one endpoint, for session affinity
+	chainRange   = chainPrefix + "RNG-" // a range of ports: its exceptions
+	chainFw      = chainPrefix + "FW-"  // filter: what a source range refuses
+	chainSources = chainPrefix + "SRC-" // trees that compare a source with ranges
 )
 
 func portChain(prefix string, sp *service.ServicePort, more ...string) string {
@@ -85,5 +86,5 @@ func healthChain(k key) string {
 // sourceChain returns the namer of the chains that compare a source with the
 // ranges of one frontend.
 func sourceChain(owner string) func(key) string {
-	return func(k key) string { return hashedName(chainPrefix+"SRC-", owner, k.addr().String()) }
+	return func(k key) string { return hashedName(chainSources, owner, k.addr().String()) }
 }

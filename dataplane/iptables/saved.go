@@ -105,7 +105,8 @@ type entrance struct {
 	kind        string
 	addr        netip.Addr // invalid for node ports
 	first, last uint16
-	target      string // what follows -j
+	target      string         // what follows -j
+	ranges      []netip.Prefix // the only sources that are let in; none means all
 	savedRule
 }
 
@@ -161,6 +162,7 @@ func (s *ourRules) descend(table, chain string, known entrance, depth int, out *
 			if kind == service.NodePort.String() {
 				e.addr = netip.Addr{}
 			}
+			e.ranges = s.sourceRanges(table, e.target)
 			*out = append(*out, e)
 			continue
 		}

@@ -22,12 +22,26 @@ type Frontend struct {
 	Family   string `json:"family"`
 	Port     uint16 `json:"port"`
 	LastPort uint16 `json:"lastPort,omitempty"` // of a range of ports
-	// What becomes of packets of a Pod, of this node, of others; see Words.
+	// SourceRanges are the only sources that are let in, as CIDRs; all if there are none.
+	SourceRanges []string `json:"sourceRanges,omitempty"`
+	// What becomes of packets of a Pod, of this node, of others, as far as they are let
+	// in; see Words.
 	Pod     string `json:"fromPod"`
 	Node    string `json:"fromNode"`
 	Outside string `json:"fromOutside"`
 	// Where the kernel has it: a chain, or the id and generation in the maps.
 	Where string `json:"where"`
+}
+
+// Ranges writes networks as CIDRs, sorted by address.
+func Ranges(list []netip.Prefix) (out []string) {
+	slices.SortFunc(list, func(a, b netip.Prefix) int {
+		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	})
+	for _, p := range slices.Compact(list) {
+		out = append(out, p.String())
+	}
+	return out
 }
 
 // Words say what becomes of new flows, for a Frontend.

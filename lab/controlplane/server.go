@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -45,6 +46,17 @@ type Server struct {
 	dir   string
 	url   string
 	files map[string][]object // what was applied, by file
+}
+
+// CheckPrograms reports whether the directory bin holds what [Start] starts. The error
+// says what to do.
+func CheckPrograms(bin string) error {
+	for _, name := range []string{etcd, apiserver} {
+		if _, err := exec.LookPath(filepath.Join(bin, name)); err != nil {
+			return fmt.Errorf("--kube-bin %q: it holds no program %s: make kube builds it in bin/kube", bin, name)
+		}
+	}
+	return nil
 }
 
 // Start starts etcd and kube-apiserver from the directory bin, makes the
@@ -167,7 +179,13 @@ func ips(addrs []netip.Addr) []net.IP {
 func (s *Server) Kubeconfig() string { return s.path("kubeconfig") }
 
 // AdminKubeconfig is the path of a kubeconfig that may do everything.
-func (s *Server) AdminKubeconfig() string { return s.path("admin.kubeconfig") }
+func (s *Server) AdminKubeconfig() string { return AdminKubeconfig(s.lab) }
+
+// AdminKubeconfig is the path of [Server.AdminKubeconfig] of the API server that some
+// process has started in a lab.
+func AdminKubeconfig(l *lab.Lab) string {
+	return filepath.Join(l.StateDir(), place, "admin.kubeconfig")
+}
 
 // AgentArgs implements [lab.Store].
 func (s *Server) AgentArgs(string) []string {
