@@ -238,6 +238,7 @@ func (o *observer) status() admin.Status {
 		if way := d.Way(); way.Forwarding != "" {
 			s.Forwarding = fmt.Sprintf("%s: %s", way.Forwarding, way.Reason)
 		}
+		s.CannotEnd = d.CannotEnd()
 	}
 	return s
 }
