@@ -18,11 +18,15 @@ import (
 	"github.com/nodeproxy/nodeproxy/lab"
 )
 
-// agentPod is the Pod of deploy/manifests on a node of the lab: the agent with the
+// agentPod is a Pod of deploy/ on a node of the lab: a container with the
 // capabilities, mounts and PID namespace that the DaemonSet says, and no others.
 type agentPod struct {
 	spec      corev1.PodSpec
 	container *corev1.Container
+	// dirs are directories of the machine by where the container sees them, such as
+	// what of a ConfigMap a kubelet writes.
+	dirs map[string]string
+	end  func() // ends what runs
 }
 
 func newAgentPod(t *testing.T) *agentPod {
@@ -31,9 +35,27 @@ func newAgentPod(t *testing.T) *agentPod {
 	must(t, err)
 	var ds appsv1.DaemonSet
 	must(t, yaml.UnmarshalStrict(data, &ds))
-	p := &agentPod{spec: ds.Spec.Template.Spec}
+	return podOf(&ds)
+}
+
+// podOf is the Pod of a DaemonSet: its first container, or the first of those that
+// run before.
+func podOf(ds *appsv1.DaemonSet) *agentPod {
+	p := &agentPod{spec: ds.Spec.Template.Spec, dirs: map[string]string{}}
 	p.container = &p.spec.Containers[0]
+	if init := p.spec.InitContainers; len(init) > 0 {
+		p.container = &init[0]
+	}
 	return p
+}
+
+// command is what the manifest runs, with a program in place of the image's.
+func (p *agentPod) command(program, node string) []string {
+	out := []string{program}
+	for _, arg := range p.container.Args {
+		out = append(out, strings.ReplaceAll(arg, "$(NODE_NAME)", node))
+	}
+	return out
 }
 
 // without leaves out a volume, or a capability.
@@ -53,7 +75,7 @@ func (p *agentPod) mounts() string {
 		i := slices.IndexFunc(p.spec.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name })
 		host := p.spec.Volumes[i].HostPath
 		if host == nil {
-			continue // of the ConfigMap's: the lab's arguments say what it would
+			continue // a ConfigMap's: in dirs, where it matters
 		}
 		make := "mkdir -p"
 		if host.Type != nil && *host.Type == corev1.HostPathFileOrCreate {
@@ -69,6 +91,9 @@ func (p *agentPod) mounts() string {
 			fmt.Fprintf(&b, "mount -o remount,bind,ro $root%s\n", m.MountPath)
 		}
 		b.WriteString("fi\n")
+	}
+	for at, dir := range p.dirs {
+		fmt.Fprintf(&b, "mkdir -p $root%[1]s; mount --bind %[2]s $root%[1]s; mount -o remount,bind,ro $root%[1]s\n", at, dir)
 	}
 	return b.String()
 }
@@ -117,18 +142,26 @@ func (p *agentPod) start(t *testing.T, l *lab.Lab, node string, args ...string) 
 	t.Helper()
 	cgroup, err := l.NodeCgroup(node)
 	must(t, err)
-	command := slices.Concat([]string{l.Options().Binary, "run", "--source", "file:" + l.ManifestDir(), "--hostname-override", node,
-		"--instance", l.Netns(node), "--mode", lab.ModeEBPF, "--cgroup", cgroup}, l.Options().AgentArgs, args)
+	return p.run(t, l, node, slices.Concat([]string{l.Options().Binary, "run", "--source", "file:" + l.ManifestDir(), "--hostname-override", node,
+		"--instance", l.Netns(node), "--mode", lab.ModeEBPF, "--cgroup", cgroup}, l.Options().AgentArgs, args))
+}
+
+// run runs a command in the Pod until the test ends, or [agentPod.end] is called.
+// It returns what that writes, and whether an agent serves rather than has ended.
+func (p *agentPod) run(t *testing.T, l *lab.Lab, node string, command []string) (said *safeBuffer, serves bool) {
+	t.Helper()
 	cmd := l.Command(t.Context(), node, p.argv(t, command, l.ManifestDir())...)
 	said = new(safeBuffer)
 	cmd.Stdout, cmd.Stderr = said, said
 	must(t, cmd.Start())
 	ended := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(ended) }()
-	t.Cleanup(func() {
+	p.end = func() {
 		_ = cmd.Process.Kill() // unshare, which kills its child
 		<-ended
-		if t.Failed() {
+	}
+	t.Cleanup(func() {
+		if p.end(); t.Failed() {
 			t.Logf("log of the Pod:\n%s", said.String())
 		}
 	})
