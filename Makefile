@@ -65,6 +65,12 @@ nfpm: ## Build nfpm into bin/kube, which makes the Debian package
 	@mkdir -p $(KUBE_BIN)
 	cd netns-tests/nfpm && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(KUBE_BIN)/nfpm github.com/goreleaser/nfpm/v2/cmd/nfpm
 
+.PHONY: promtool
+promtool: ## Take promtool out of Debian's package prometheus, which is not installed, for tests
+	@mkdir -p $(KUBE_BIN)
+	@test -x $(KUBE_BIN)/promtool || { cd $(KUBE_BIN) && apt-get update -qq && apt-get download -qq prometheus && \
+		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 ./usr/bin/promtool && rm -f prometheus_*.deb; }
+
 VERSION ?= $(shell git describe --tags --match 'v*' 2>/dev/null | sed 's/^v//' | grep . || echo 0.0.0)
 ARCH    ?= $(shell $(GO) env GOARCH)
 
@@ -75,7 +81,7 @@ deb: nfpm man ## Build dist/nodeproxy_VERSION_ARCH.deb (VERSION, ARCH)
 	VERSION=$(VERSION) ARCH=$(ARCH) $(KUBE_BIN)/nfpm package -f deploy/nfpm.yaml -p deb -t dist/
 
 .PHONY: test
-test: root deps-test build kube helm nfpm test-race test-all test-fuzz ## Run every test
+test: root deps-test build kube helm nfpm promtool test-race test-all test-fuzz ## Run every test
 
 # One package at a time: some measure times, on two cores.
 .PHONY: test-all

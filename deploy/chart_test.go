@@ -164,7 +164,7 @@ func TestChartCanary(t *testing.T) {
 
 // With cleanup there is no agent, and nothing else that would stay.
 func TestChartCleanup(t *testing.T) {
-	objects := decode(t, "chart", render(t, "release", "x", "--set", "cleanup=true,canary.enabled=true,podMonitor.enabled=true"))
+	objects := decode(t, "chart", render(t, "release", "x", "--set", "cleanup=true,canary.enabled=true,podMonitor.enabled=true,prometheusRule.enabled=true,grafanaDashboard.enabled=true"))
 	ds := daemonSets(objects)["release-nodeproxy-cleanup"]
 	if len(objects) != 1 || ds == nil {
 		t.Fatalf("%d objects, not a DaemonSet alone", len(objects))

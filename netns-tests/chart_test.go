@@ -84,7 +84,7 @@ func TestChartOnAPIServer(t *testing.T) {
 			"--set", "config.clusterCIDR=10.244.0.0/16,podAnnotations.a=b,serviceAccount.name=other,instance=two"},
 		"no tolerations":    {"--set-json", "tolerations=[]"},
 		"canary":            {"--set", "canary.enabled=true,canary.tag=v2,canary.extraArgs={--xdp=native}"},
-		"monitored":         {"--set", "podMonitor.enabled=true,podMonitor.labels.release=prometheus"},
+		"monitored":         {"--set", "podMonitor.enabled=true,podMonitor.labels.release=prometheus,prometheusRule.enabled=true,grafanaDashboard.enabled=true"},
 		"seccomp":           {"--set", "seccompProfile.type=Localhost,seccompProfile.localhostProfile=nodeproxy.json"},
 		"affinity":          {"--set-json", `affinity={"nodeAffinity":{"requiredDuringSchedulingIgnoredDuringExecution":{"nodeSelectorTerms":[{"matchExpressions":[{"key":"a","operator":"Exists"}]}]}}}`},
 		"cleanup":           {"--set", "cleanup=true"},
@@ -109,7 +109,7 @@ func TestChartOnAPIServer(t *testing.T) {
 		t.Errorf("%d variants only", len(variants))
 	}
 	// What is wrong is noticed.
-	for _, replace := range [][2]string{{"hostNetwork:", "hostNetwerk:"}, {"system-node-critical", "System_Node"}, {"port: metrics", "prot: metrics"}} {
+	for _, replace := range [][2]string{{"hostNetwork:", "hostNetwerk:"}, {"system-node-critical", "System_Node"}, {"port: metrics", "prot: metrics"}, {"alert: NodeproxyDrift", "alrt: NodeproxyDrift"}} {
 		text := variants["chart, monitored"]
 		if out, err := dryRun(strings.Replace(text, replace[0], replace[1], 1)); err == nil {
 			t.Errorf("%s is taken:\n%s", replace[1], out)

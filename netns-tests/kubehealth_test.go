@@ -73,7 +73,7 @@ func (c *cluster) health(t *testing.T, col column) {
 		}
 	}
 	if col.Mode == lab.ModeEBPF {
-		for _, want := range []string{`nodeproxy_packets_total{reason="flow_new"}`, `nodeproxy_service_flows_total{`, `nodeproxy_map_entries_limit{map="flows"}`} {
+		for _, want := range []string{`nodeproxy_packets_total{reason="flow_new",verdict="noted"}`, `nodeproxy_service_flows_total{`, `nodeproxy_map_entries_limit{map="flows"}`} {
 			if !strings.Contains(metrics, want) {
 				t.Errorf("no %s in the metrics", want)
 			}

@@ -74,6 +74,10 @@ type Resolved struct {
 	Problems []Problem
 }
 
+// ProblemReasons are the reasons that a [Problem] may have.
+var ProblemReasons = []string{"AddressConflict", "ClusterIPRefused", "ExternalIPRefused", "InvalidAlgorithm",
+	"InvalidPortRange", "InvalidWeights", "LoadBalancerIPRefused", "NoSuchEndpointPort"}
+
 // Problem is one reason why a part of a Service is not served as written.
 type Problem struct {
 	Reason  string // CamelCase, fit for an Event and a metric label
