@@ -21,7 +21,7 @@ Services lead to Pods, either with iptables chains or with eBPF programs.`,
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(newRunCommand(), newCleanupCommand(), newCheckCommand(), newLabCommand(), newVersionCommand(),
 		newStatusCommand(), newGetCommand(), newExplainCommand(), newVerifyCommand(), newWatchCommand(), newTopCommand(),
-		newPortForwardCommand(), newProxyCommand(), newManCommand(), newBenchCommand(), newCompletionCommand(), newValidateCommand())
+		newPortForwardCommand(), newProxyCommand(), newManCommand(), newBenchCommand(), newCompletionCommand(), newValidateCommand(), newSupportBundleCommand())
 	root.CompletionOptions.DisableDefaultCmd = true
 	explainUsage(root)
 	return root

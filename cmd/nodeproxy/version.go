@@ -21,8 +21,7 @@ func newVersionCommand() *cobra.Command {
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			a := asking{output: output}
-			v := versions{versionNumber(), revision(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
-			return a.print(cmd.OutOrStdout(), v, func(w io.Writer) { fmt.Fprintln(w, versionText()) })
+			return a.print(cmd.OutOrStdout(), thisVersion(), func(w io.Writer) { fmt.Fprintln(w, versionText()) })
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "", "json or yaml, for scripts")
@@ -35,6 +34,10 @@ type versions struct {
 	Revision  string `json:"revision,omitempty"`
 	GoVersion string `json:"goVersion"`
 	Platform  string `json:"platform"`
+}
+
+func thisVersion() versions {
+	return versions{versionNumber(), revision(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
 }
 
 // version is set by builds of the Makefile and the image, from the last tag:
