@@ -212,7 +212,10 @@ func TestDebianPackage(t *testing.T) {
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		writeFile(t, filepath.Join(root, "bin/completion/nodeproxy."+shell), run(t, root, program, "completion", shell))
 	}
-	if err := errors.Join(os.MkdirAll(filepath.Join(root, "dist", "amd64"), 0o755), os.Symlink(filepath.Join(here, "deploy"), filepath.Join(root, "deploy")),
+	for _, name := range []string{"nodeproxy.cdx.json", "THIRD_PARTY_LICENSES"} {
+		writeFile(t, filepath.Join(root, "dist", "amd64", name), "{}")
+	}
+	if err := errors.Join(os.Symlink(filepath.Join(here, "deploy"), filepath.Join(root, "deploy")),
 		os.Symlink(program, filepath.Join(root, "dist", "amd64", "nodeproxy"))); err != nil {
 		t.Fatal(err)
 	}

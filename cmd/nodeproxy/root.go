@@ -19,9 +19,10 @@ Services lead to Pods, either with iptables chains or with eBPF programs.`,
 	}
 	root.Version = versionText()
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.AddCommand(newRunCommand(), newCleanupCommand(), newCheckCommand(), newLabCommand(), newVersionCommand(),
+	root.AddCommand(newRunCommand(), newCleanupCommand(), newCheckCommand(), newVersionCommand(),
 		newStatusCommand(), newGetCommand(), newExplainCommand(), newVerifyCommand(), newWatchCommand(), newTopCommand(),
-		newPortForwardCommand(), newProxyCommand(), newManCommand(), newBenchCommand(), newCompletionCommand(), newValidateCommand(), newSupportBundleCommand())
+		newPortForwardCommand(), newProxyCommand(), newManCommand(), newCompletionCommand(), newValidateCommand(), newSupportBundleCommand())
+	root.AddCommand(workshop()...)
 	root.CompletionOptions.DisableDefaultCmd = true
 	explainUsage(root)
 	return root

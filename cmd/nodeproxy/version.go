@@ -44,6 +44,9 @@ func thisVersion() versions {
 // -ldflags "-X main.version=1.2.3".
 var version = ""
 
+// commit is set as version is, for builds where Go does not see the repository.
+var commit = ""
+
 func versionText() string {
 	return fmt.Sprintf("nodeproxy %s (%s)", versionNumber(), runtime.Version())
 }
@@ -59,6 +62,9 @@ func versionNumber() string {
 // revision is the commit that the program was built from, with + if files had been
 // changed; "" where the build did not know.
 func revision() string {
+	if commit != "" {
+		return commit
+	}
 	info, _ := debug.ReadBuildInfo()
 	out := ""
 	if info != nil {
