@@ -56,9 +56,9 @@ KUBE_BIN := $(CURDIR)/bin/kube
 .PHONY: kube
 kube: ## Build etcd, kube-apiserver, kubectl and kube-proxy into bin/kube, for tests
 	@mkdir -p $(KUBE_BIN)
-	cd netns-tests/kube && for p in go.etcd.io/etcd/server/v3=etcd k8s.io/kubernetes/cmd/kube-apiserver=kube-apiserver \
+	cd netns-tests/kube && version=$$($(GO) list -m -f '{{.Version}}' k8s.io/kubernetes) && for p in go.etcd.io/etcd/server/v3=etcd k8s.io/kubernetes/cmd/kube-apiserver=kube-apiserver \
 		k8s.io/kubernetes/cmd/kubectl=kubectl k8s.io/kubernetes/cmd/kube-proxy=kube-proxy; do \
-		CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(KUBE_BIN)/$${p#*=} $${p%=*} || exit 1; \
+		CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$version" -o $(KUBE_BIN)/$${p#*=} $${p%=*} || exit 1; \
 	done
 
 .PHONY: helm

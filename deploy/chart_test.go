@@ -164,10 +164,13 @@ func TestChartCanary(t *testing.T) {
 
 // With cleanup there is no agent, and nothing else that would stay.
 func TestChartCleanup(t *testing.T) {
-	objects := decode(t, "chart", render(t, "release", "x", "--set", "cleanup=true,canary.enabled=true,podMonitor.enabled=true,prometheusRule.enabled=true,grafanaDashboard.enabled=true"))
+	objects := decode(t, "chart", render(t, "release", "x", "--set", "cleanup=true,nodeSelector.some=where,canary.enabled=true,podMonitor.enabled=true,prometheusRule.enabled=true,grafanaDashboard.enabled=true"))
 	ds := daemonSets(objects)["release-nodeproxy-cleanup"]
 	if len(objects) != 1 || ds == nil {
 		t.Fatalf("%d objects, not a DaemonSet alone", len(objects))
+	}
+	if s := ds.Spec.Template.Spec.NodeSelector; len(s) != 1 || s["kubernetes.io/os"] != "linux" {
+		t.Errorf("it cleans nodes with %v only: agents may have been elsewhere", s)
 	}
 	c := ds.Spec.Template.Spec.InitContainers[0]
 	if !slices.Equal(c.Args, []string{"cleanup"}) || c.SecurityContext.Privileged != nil || !ds.Spec.Template.Spec.HostNetwork {

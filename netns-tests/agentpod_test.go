@@ -106,7 +106,8 @@ func (p *agentPod) argv(t *testing.T, command []string, paths ...string) []strin
 	var b strings.Builder
 	fmt.Fprintf(&b, "set -eu; root=%s\nmount --make-rslave /; mount -t tmpfs tmpfs $root\n", root)
 	// The image: Debian's tools, read-only.
-	b.WriteString(`for d in /bin /sbin /lib /lib64 /usr /etc; do
+	b.WriteString(`cp -a /etc $root/etc # volumes may be below it
+for d in /bin /sbin /lib /lib64 /usr; do
 	if [ -L $d ]; then cp -P $d $root$d; elif [ -d $d ]; then mkdir $root$d; mount --bind $d $root$d; mount -o remount,bind,ro $root$d; fi
 done
 mkdir -p $root/proc $root/dev $root/sys $root/tmp $root/run

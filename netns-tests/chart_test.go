@@ -20,8 +20,8 @@ import (
 	"github.com/nodeproxy/nodeproxy/lab/labtest"
 )
 
-// renderChart renders the chart with values, as helm does for an installation.
-func renderChart(t *testing.T, args ...string) string {
+// helmBinary is helm, which `make test` has built; a test that is run alone builds it.
+func helmBinary(t *testing.T) string {
 	t.Helper()
 	helm := filepath.Join(kubeBinaries(t), "helm")
 	if _, err := os.Stat(helm); err != nil {
@@ -30,6 +30,13 @@ func renderChart(t *testing.T, args ...string) string {
 			t.Fatalf("make helm: %v\n%s", err, out)
 		}
 	}
+	return helm
+}
+
+// renderChart renders the chart with values, as helm does for an installation.
+func renderChart(t *testing.T, args ...string) string {
+	t.Helper()
+	helm := helmBinary(t)
 	argv := append([]string{"template", "release", "../deploy/chart", "--namespace", "kube-system"}, args...)
 	cmd := exec.Command(helm, argv...)
 	cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
