@@ -27,6 +27,8 @@ type agentPod struct {
 	// what of a ConfigMap a kubelet writes.
 	dirs map[string]string
 	end  func() // ends what runs
+	// seccomp is a profile to run under, as a container runtime reads it; "" for none.
+	seccomp string
 }
 
 func newAgentPod(t *testing.T) *agentPod {
@@ -115,6 +117,12 @@ mount -t proc proc $root/proc; mount --bind $root/proc/sys $root/proc/sys; mount
 mount --rbind /dev $root/dev; mount --bind /sys $root/sys; mount -o remount,bind,ro $root/sys
 `)
 	b.WriteString(p.mounts())
+	if p.seccomp != "" {
+		self, err := os.Executable()
+		must(t, err)
+		command = append([]string{self, "under-seccomp", p.seccomp}, command...)
+		paths = append(paths, p.seccomp, command[3])
+	}
 	for _, path := range append(paths, command[0]) {
 		make := "mkdir -p"
 		if info, err := os.Stat(path); err != nil || !info.IsDir() {
