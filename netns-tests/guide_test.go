@@ -145,9 +145,7 @@ func guide(t *testing.T, way string) (commands []string) {
 	must(t, err)
 	for _, block := range fence.FindAllStringSubmatch(string(text), -1) {
 		if block[1] == "" || block[1] == way {
-			for _, line := range strings.Split(strings.TrimSpace(block[2]), "\n") {
-				commands = append(commands, line)
-			}
+			commands = append(commands, strings.Split(strings.TrimSpace(block[2]), "\n")...)
 		}
 	}
 	if len(commands) < 12 {
