@@ -3,6 +3,12 @@
 
 GO        ?= go
 BIN       := bin/nodeproxy
+# From the last tag; before the first one, a number below all.
+VERSION   ?= $(shell git describe --tags --match 'v*' --dirty 2>/dev/null | sed 's/^v//' | grep . || echo 0.0.0-$$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown))
+COMMIT    ?= $(shell git rev-parse HEAD 2>/dev/null)
+STAMP     := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+# Of released programs: the same bytes wherever they are built, and without lab and bench.
+RELEASE   := -trimpath -buildvcs=false -tags agent -ldflags '-s -w -buildid= $(STAMP)'
 CLANG_VER := 14
 
 # Debian packages by purpose; only what is missing is installed.
@@ -31,7 +37,7 @@ help: ## Show the targets
 
 .PHONY: build
 build: ## Build bin/nodeproxy
-	$(GO) build -o $(BIN) ./cmd/nodeproxy
+	$(GO) build -ldflags '$(STAMP)' -o $(BIN) ./cmd/nodeproxy
 
 .PHONY: man
 man: build ## Write man pages and completions for shells into bin/man and bin/completion
@@ -50,9 +56,9 @@ KUBE_BIN := $(CURDIR)/bin/kube
 .PHONY: kube
 kube: ## Build etcd, kube-apiserver, kubectl and kube-proxy into bin/kube, for tests
 	@mkdir -p $(KUBE_BIN)
-	cd netns-tests/kube && for p in go.etcd.io/etcd/server/v3=etcd k8s.io/kubernetes/cmd/kube-apiserver=kube-apiserver \
+	cd netns-tests/kube && version=$$($(GO) list -m -f '{{.Version}}' k8s.io/kubernetes) && for p in go.etcd.io/etcd/server/v3=etcd k8s.io/kubernetes/cmd/kube-apiserver=kube-apiserver \
 		k8s.io/kubernetes/cmd/kubectl=kubectl k8s.io/kubernetes/cmd/kube-proxy=kube-proxy; do \
-		CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(KUBE_BIN)/$${p#*=} $${p%=*} || exit 1; \
+		CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$version" -o $(KUBE_BIN)/$${p#*=} $${p%=*} || exit 1; \
 	done
 
 .PHONY: helm
@@ -65,17 +71,36 @@ nfpm: ## Build nfpm into bin/kube, which makes the Debian package
 	@mkdir -p $(KUBE_BIN)
 	cd netns-tests/nfpm && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(KUBE_BIN)/nfpm github.com/goreleaser/nfpm/v2/cmd/nfpm
 
-VERSION ?= $(shell git describe --tags --match 'v*' 2>/dev/null | sed 's/^v//' | grep . || echo 0.0.0)
+.PHONY: promtool
+promtool: ## Take promtool out of Debian's package prometheus, which is not installed, for tests
+	@mkdir -p $(KUBE_BIN)
+	@test -x $(KUBE_BIN)/promtool || { cd $(KUBE_BIN) && apt-get update -qq && apt-get download -qq prometheus && \
+		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 ./usr/bin/promtool && rm -f prometheus_*.deb; }
+
 ARCH    ?= $(shell $(GO) env GOARCH)
+
+.PHONY: release
+release: ## Build dist/ARCH/nodeproxy as it is released, with its SBOM and the licences in it (VERSION, ARCH)
+	@mkdir -p dist/$(ARCH)
+	CGO_ENABLED=0 GOOS=linux GOARCH=$(ARCH) $(GO) build $(RELEASE) -o dist/$(ARCH)/nodeproxy ./cmd/nodeproxy
+	$(GO) run ./internal/notices sbom dist/$(ARCH)/nodeproxy $(VERSION) > dist/$(ARCH)/nodeproxy.cdx.json
+	$(GO) run ./internal/notices texts dist/$(ARCH)/nodeproxy > dist/$(ARCH)/THIRD_PARTY_LICENSES
+
+.PHONY: reproducible
+reproducible: ## Build the release twice from two directories, with nothing cached, and compare
+	@dir=$$(mktemp -d) && trap 'chmod -R u+w $$dir; rm -rf $$dir' EXIT && for n in 1 22; do \
+		mkdir -p $$dir/$$n && git ls-files -z | tar --null -T - -c | tar -x -C $$dir/$$n && \
+		$(MAKE) -C $$dir/$$n release GOCACHE=$$dir/cache$$n VERSION=$(VERSION) COMMIT=$(COMMIT) && \
+		(cd $$dir/$$n/dist/$(ARCH) && sha256sum *) > $$dir/sums$$n || exit 1; done && cat $$dir/sums1 && diff $$dir/sums1 $$dir/sums22 && echo "the same bytes twice"
 
 .PHONY: deb
 deb: nfpm man ## Build dist/nodeproxy_VERSION_ARCH.deb (VERSION, ARCH)
 	mkdir -p dist/$(ARCH)
-	CGO_ENABLED=0 GOARCH=$(ARCH) $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o dist/$(ARCH)/nodeproxy ./cmd/nodeproxy
+	$(MAKE) release
 	VERSION=$(VERSION) ARCH=$(ARCH) $(KUBE_BIN)/nfpm package -f deploy/nfpm.yaml -p deb -t dist/
 
 .PHONY: test
-test: root deps-test build kube helm nfpm test-race test-all test-fuzz ## Run every test
+test: root deps-test build kube helm nfpm promtool test-race test-all test-fuzz ## Run every test
 
 # One package at a time: some measure times, on two cores.
 .PHONY: test-all
@@ -127,6 +152,7 @@ bench-sync: root deps-lab ## Measure how fast rules are written and changed
 lint: deps-lint ## Check formatting and run go vet, staticcheck and clang-format
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt wants to change: $$out"; exit 1; }
 	$(GO) vet ./...
+	$(GO) vet -tags agent ./cmd/nodeproxy
 	$(GO) vet -tags stock ./dataplane/ebpf ./netns-tests
 	$(GO) tool staticcheck ./...
 	$(GO) mod tidy -diff

@@ -26,8 +26,11 @@ type Status struct {
 	ModeReason string `json:"modeReason,omitempty"`
 	// Forwarding is which way ebpf mode's packets take, and why; empty in iptables mode.
 	Forwarding string `json:"forwarding,omitempty"`
-	Node       string `json:"node"`
-	Instance   string `json:"instance"`
+	// CannotEnd is why sockets in Pods are not ended when their backend is gone, and what
+	// mends that; empty if they are.
+	CannotEnd string `json:"cannotEndSockets,omitempty"`
+	Node      string `json:"node"`
+	Instance  string `json:"instance"`
 	// Dead means that no agent answers: what can be told is what the kernel
 	// holds.
 	Dead   bool   `json:"dead,omitempty"`

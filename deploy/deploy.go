@@ -5,7 +5,7 @@ package deploy
 
 import "embed"
 
-// Files are the manifests and the chart.
+// Files are the manifests, those that clean nodes up, and the chart.
 //
-//go:embed manifests all:chart
+//go:embed manifests cleanup all:chart
 var Files embed.FS

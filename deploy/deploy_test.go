@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
 	v1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -112,6 +113,12 @@ func check(t *testing.T, objects []runtime.Object) {
 	volumes := map[string]v1.Volume{}
 	for _, v := range pod.Volumes {
 		volumes[v.Name] = v
+		if v.ConfigMap != nil && v.ConfigMap.Name != configMap {
+			t.Errorf("the configuration is in %s, and the ConfigMap is %s", v.ConfigMap.Name, configMap)
+		}
+	}
+	if c.LivenessProbe == nil || c.ReadinessProbe == nil {
+		t.Error("a probe is missing")
 	}
 	for _, m := range c.VolumeMounts {
 		if _, ok := volumes[m.Name]; !ok {
@@ -119,12 +126,42 @@ func check(t *testing.T, objects []runtime.Object) {
 		}
 		delete(volumes, m.Name)
 	}
-	if len(volumes) > 0 && configMap == "" {
+	if len(volumes) > 0 {
 		t.Errorf("volumes that nothing mounts: %v", volumes)
 	}
 }
 
 func TestManifestsFitTogether(t *testing.T) { check(t, manifests(t)) }
+
+// The agents' Pods of the manifests and of the chart are alike, but for names: who changes
+// the one shall not forget the other.
+func TestManifestsAndChartAreAlike(t *testing.T) {
+	pod := func(objects []runtime.Object) v1.PodSpec {
+		for _, o := range objects {
+			if ds, ok := o.(*appsv1.DaemonSet); ok {
+				spec := ds.Spec.Template.Spec
+				spec.Containers[0].Args = slices.DeleteFunc(spec.Containers[0].Args, func(a string) bool { return strings.HasPrefix(a, "--mode=") })
+				return spec
+			}
+		}
+		t.Fatal("no DaemonSet")
+		return v1.PodSpec{}
+	}
+	plain := pod(manifests(t))
+	if diff := cmp.Diff(plain, pod(decode(t, "chart", render(t, "nodeproxy", "kube-system")))); diff != "" {
+		t.Errorf("agents (-manifests +chart):\n%s", diff)
+	}
+	data, err := os.ReadFile("cleanup/daemonset.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Its Pod mounts what the agent does, but for what only a running one needs.
+	for _, m := range pod(decode(t, "cleanup", data)).InitContainers[0].VolumeMounts {
+		if !slices.ContainsFunc(plain.Containers[0].VolumeMounts, func(a v1.VolumeMount) bool { return cmp.Equal(a, m) }) {
+			t.Errorf("cleanup mounts %+v, the agent does not", m)
+		}
+	}
+}
 
 func TestUnitIsWellFormed(t *testing.T) {
 	unit, err := os.ReadFile("nodeproxy.service")
@@ -158,39 +195,6 @@ func tool(t *testing.T, name string) string {
 	return path
 }
 
-// What the chart makes fits together as the manifests do, whatever the values.
-func TestChart(t *testing.T) {
-	program := tool(t, "helm")
-	for name, args := range map[string][]string{
-		"defaults": nil,
-		"values": {"--set", "apiServer.host=192.0.2.1,mode=ebpf,image.tag=v1,maxUnavailable=1,extraArgs={-v=1},imagePullSecrets={a}",
-			"--set", "config.clusterCIDR=10.244.0.0/16,config.iptables.masqueradeAll=true,podAnnotations.a=b",
-			"--set", "serviceAccount.name=other"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			cmd := exec.Command(program, append([]string{"template", "release", "chart", "--namespace", "somewhere"}, args...)...)
-			cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
-			out, err := cmd.Output()
-			if err != nil {
-				t.Fatalf("helm template: %v", err)
-			}
-			check(t, decode(t, name, out))
-			if name == "values" {
-				for _, want := range []string{"192.0.2.1", "--mode=ebpf", "nodeproxy:v1", `"-v=1"`, "masqueradeAll: true"} {
-					if !strings.Contains(string(out), want) {
-						t.Errorf("no %s in\n%s", want, out)
-					}
-				}
-			}
-		})
-	}
-	cmd := exec.Command(program, "lint", "chart")
-	cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("helm lint: %v\n%s", err, out)
-	}
-}
-
 // TestDebianPackage makes the package, as make deb does, and looks at what is in
 // it; the program there runs.
 func TestDebianPackage(t *testing.T) {
@@ -208,7 +212,10 @@ func TestDebianPackage(t *testing.T) {
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		writeFile(t, filepath.Join(root, "bin/completion/nodeproxy."+shell), run(t, root, program, "completion", shell))
 	}
-	if err := errors.Join(os.MkdirAll(filepath.Join(root, "dist", "amd64"), 0o755), os.Symlink(filepath.Join(here, "deploy"), filepath.Join(root, "deploy")),
+	for _, name := range []string{"nodeproxy.cdx.json", "THIRD_PARTY_LICENSES"} {
+		writeFile(t, filepath.Join(root, "dist", "amd64", name), "{}")
+	}
+	if err := errors.Join(os.Symlink(filepath.Join(here, "deploy"), filepath.Join(root, "deploy")),
 		os.Symlink(program, filepath.Join(root, "dist", "amd64", "nodeproxy"))); err != nil {
 		t.Fatal(err)
 	}

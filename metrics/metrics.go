@@ -5,6 +5,7 @@
 package metrics
 
 import (
+	"errors"
 	"net/http"
 	"strconv"
 	"time"
@@ -46,8 +47,11 @@ const (
 	byFamily  = "ip_family"
 )
 
+// Build is what an agent was made of, and the mode that it runs in.
+type Build struct{ Version, Revision, GoVersion, Mode string }
+
 // New returns metrics in a registry of their own, with those of the process.
-func New(version, mode string) *Metrics {
+func New(b Build) *Metrics {
 	m := &Metrics{registry: prometheus.NewRegistry(), start: time.Now(), seen: map[service.Name]contribution{}}
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	durations := prometheus.ExponentialBuckets(0.001, 2, 15)
@@ -74,7 +78,16 @@ func New(version, mode string) *Metrics {
 	for _, kind := range []string{"full", "partial"} { // there from the start, so that the first failure is an increase
 		m.failures.WithLabelValues(kind)
 	}
-	m.gauge(ours, "build_info", "1; the version and the mode that runs.", "version", "mode").WithLabelValues(version, mode).Set(1)
+	for _, vec := range []*prometheus.CounterVec{m.healthz, m.livez} {
+		for _, code := range []int{http.StatusOK, http.StatusServiceUnavailable} {
+			vec.WithLabelValues(strconv.Itoa(code))
+		}
+	}
+	for _, reason := range service.ProblemReasons {
+		m.problems.WithLabelValues(reason)
+	}
+	m.gauge(ours, "build_info", "1; the version, the commit, the Go version and the mode that runs.", "version", "revision", "goversion", "mode").
+		WithLabelValues(b.Version, b.Revision, b.GoVersion, b.Mode).Set(1)
 	eachFamily(func(f string) { // there from the start, so that a rate can be taken
 		for _, h := range []*prometheus.HistogramVec{m.syncs, m.fullSyncs, m.partialSyncs, m.programming} {
 			h.WithLabelValues(f)
@@ -115,6 +128,27 @@ func eachFamily(do func(family string)) {
 	for _, f := range service.Families {
 		do(f.String())
 	}
+}
+
+// Follow adds gauges of 1 or 0 that are asked for when somebody reads the metrics.
+func (m *Metrics) Follow(healthy, eligible, sourceReached func() bool) error {
+	var errs []error
+	for _, g := range []struct {
+		name, help string
+		is         func() bool
+	}{
+		{"healthy", "1 if the agent is well, as /livez says, else 0.", healthy},
+		{"eligible", "1 if load balancers may use this node, else 0.", eligible},
+		{"source_reached", "1 if the source of Services can be read now, else 0.", sourceReached},
+	} {
+		errs = append(errs, m.registry.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: ours, Name: g.name, Help: g.help}, func() float64 {
+			if g.is() {
+				return 1
+			}
+			return 0
+		})))
+	}
+	return errors.Join(errs...)
 }
 
 // Register adds a collector, such as that of a mode.

@@ -42,7 +42,7 @@ func (m *Metrics) count(s Sync) {
 	}
 	for reason := range before {
 		if m.sums.problems[reason] == 0 {
-			m.problems.DeleteLabelValues(reason)
+			m.problems.WithLabelValues(reason).Set(0)
 		}
 	}
 	for reason, n := range m.sums.problems {

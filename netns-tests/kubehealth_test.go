@@ -66,14 +66,14 @@ func (c *cluster) health(t *testing.T, col column) {
 		`kubeproxy_proxy_healthz_total{code="503"}`, `kubeproxy_proxy_livez_total{code="200"}`,
 		`kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="external"}`,
 		`kubeproxy_sync_proxy_rules_endpoint_changes_total`, `kubeproxy_sync_proxy_rules_service_changes_pending 0`,
-		"nodeproxy_services ", `nodeproxy_build_info{mode="` + col.Mode + `"`, "nodeproxy_conntrack_entries_limit", "process_resident_memory_bytes",
+		"nodeproxy_services ", "nodeproxy_build_info{", `,mode="` + col.Mode + `",revision="`, "nodeproxy_conntrack_entries_limit", "process_resident_memory_bytes",
 	} {
 		if !strings.Contains(metrics, want) {
 			t.Errorf("no %s in the metrics", want)
 		}
 	}
 	if col.Mode == lab.ModeEBPF {
-		for _, want := range []string{`nodeproxy_packets_total{reason="flow_new"}`, `nodeproxy_service_flows_total{`, `nodeproxy_map_entries_limit{map="flows"}`} {
+		for _, want := range []string{`nodeproxy_packets_total{reason="flow_new",verdict="noted"}`, `nodeproxy_service_flows_total{`, `nodeproxy_map_entries_limit{map="flows"}`} {
 			if !strings.Contains(metrics, want) {
 				t.Errorf("no %s in the metrics", want)
 			}

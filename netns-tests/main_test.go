@@ -20,6 +20,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 5 && os.Args[1] == "peer-names" {
 		os.Exit(peerNames(os.Args[2], os.Args[3], os.Args[4]))
 	}
+	if len(os.Args) > 3 && os.Args[1] == "under-seccomp" {
+		os.Exit(underSeccomp(os.Args[2], os.Args[3:]))
+	}
 	if err := flag.Set("test.parallel", parallel); err != nil {
 		fmt.Fprintln(os.Stderr, "set -parallel:", err)
 		os.Exit(1)

@@ -91,6 +91,10 @@ func (r *Resolved) Served() bool {
 	return slices.ContainsFunc(r.Ports, func(p ServicePort) bool { return len(p.Frontends) > 0 })
 }
 
+// ProblemReasons are the reasons that a [Problem] may have.
+var ProblemReasons = []string{"AddressConflict", "ClusterIPRefused", "ExternalIPRefused", "InvalidAlgorithm",
+	"InvalidPortRange", "InvalidWeights", "LoadBalancerIPRefused", "NoPorts", "NoSuchEndpointPort"}
+
 // Problem is one reason why a part of a Service is not served as written.
 type Problem struct {
 	Reason  string // CamelCase, fit for an Event and a metric label

@@ -140,6 +140,9 @@ func printStatus(w io.Writer, s *admin.Status) {
 	if s.Forwarding != "" {
 		row("forwarding", "%s", s.Forwarding)
 	}
+	if s.CannotEnd != "" {
+		row("sockets", "those in Pods are NOT ended when their backend is gone: %s", s.CannotEnd)
+	}
 	row("source", "%s", s.Source)
 	health := "healthy"
 	if ready := s.Condition(admin.Ready); ready.Status != "True" {

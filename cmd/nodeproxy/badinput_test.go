@@ -36,6 +36,8 @@ var badInputs = []struct{ args, want string }{
 	{"get services a b", `"b" is one argument too many`}, {"status now", `"now" is not expected: nodeproxy status takes no arguments`},
 	{"run file:/tmp", `"file:/tmp" is not expected`}, {"version 1", `"1" is not expected`}, {"verify x", `"x" is not expected`},
 	{"cleanup x", `"x" is not expected`}, {"check x", `"x" is not expected`}, {"watch x", `"x" is not expected`}, {"top x", `"x" is not expected`},
+	{"support-bundle x", `"x" is not expected`}, {"support-bundle --file FILE", "is there already: name another"},
+	{"support-bundle --file DIR/none/b.tgz", "no such file or directory): name a file in a directory that is there"}, {"support-bundle --instance a/b", `--instance "a/b"`},
 	{"proxy x", `"x" is not expected`}, {"lab up x", `"x" is not expected`}, {"lab down x", `"x" is not expected`}, {"lab status x", `"x" is not expected`},
 	{"lab demo x", `"x" is not expected`},
 	// Flags.

@@ -50,11 +50,7 @@ func check(w io.Writer, cgroup, output string) error {
 	ready := true
 	probed := append(ebpf.Probe(), ebpf.ProbeCgroup(cgroup))
 	for _, f := range probed {
-		one := feature{Name: f.Name, Present: f.Present, Required: f.Required, Fallback: f.Fallback}
-		if f.Err != nil {
-			one.Error = f.Err.Error()
-		}
-		features = append(features, one)
+		features = append(features, featureOf(f))
 		ready = ready && (f.Present || !f.Required)
 	}
 	if err := printFeatures(w, output, features); err != nil {
@@ -69,6 +65,14 @@ func check(w io.Writer, cgroup, output string) error {
 		return errNotReady
 	}
 	return nil
+}
+
+func featureOf(f ebpf.Feature) feature {
+	one := feature{Name: f.Name, Present: f.Present, Required: f.Required, Fallback: f.Fallback}
+	if f.Err != nil {
+		one.Error = f.Err.Error()
+	}
+	return one
 }
 
 func printFeatures(w io.Writer, output string, features []feature) error {

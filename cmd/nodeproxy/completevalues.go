@@ -8,10 +8,8 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/nodeproxy/nodeproxy/admin"
-	"github.com/nodeproxy/nodeproxy/bench"
 	"github.com/nodeproxy/nodeproxy/dataplane/ebpf"
 	"github.com/nodeproxy/nodeproxy/dataplane/iptables"
-	"github.com/nodeproxy/nodeproxy/lab"
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
@@ -19,7 +17,7 @@ import (
 // other values has an entry of its own, its path before the name.
 var flagChoices = map[string][]string{
 	"mode":                   {modeAuto, modeIPTables, modeEBPF},
-	"lab mode":               {lab.ModeIPTables, lab.ModeEBPF},
+	"lab mode":               {modeIPTables, modeEBPF},
 	"output":                 {"wide", "json", "yaml"},
 	"watch output":           {"json"},
 	"check output":           {"json", "yaml"},
@@ -89,8 +87,7 @@ func completeFlag(c *cobra.Command, f *pflag.Flag) completion {
 		}
 	case f.Name == "name" && strings.HasPrefix(c.CommandPath(), "nodeproxy lab "):
 		return func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-			names, _ := lab.List() // none where they cannot be read: a shell has no use for an error
-			return names, cobra.ShellCompDirectiveNoFileComp
+			return labNames(), cobra.ShellCompDirectiveNoFileComp
 		}
 	}
 	values := choicesOf(c, f.Name)
@@ -119,28 +116,12 @@ func completeFlag(c *cobra.Command, f *pflag.Flag) completion {
 // choicesOf returns the values of a flag of a command.
 func choicesOf(c *cobra.Command, flag string) []string {
 	for _, word := range strings.Fields(c.CommandPath())[1:] {
-		if word == "bench" {
-			if values, ok := bench.Values()[flag]; ok {
-				return values
-			}
+		if values, ok := benchValues(flag); ok && word == "bench" {
+			return values
 		}
 		if values, ok := flagChoices[word+" "+flag]; ok {
 			return values
 		}
 	}
 	return flagChoices[flag]
-}
-
-// completePlaces offers the places of a lab as the first argument, and then leaves it to
-// the shell, since a command of the user's follows.
-func completePlaces(_ *cobra.Command, args []string, begun string) (out []string, _ cobra.ShellCompDirective) {
-	if len(args) > 0 {
-		return nil, cobra.ShellCompDirectiveDefault
-	}
-	for _, p := range lab.Places() {
-		if strings.HasPrefix(p.Name, begun) {
-			out = append(out, p.Name)
-		}
-	}
-	return out, cobra.ShellCompDirectiveNoFileComp
 }

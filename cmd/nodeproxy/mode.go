@@ -26,7 +26,7 @@ func openDataplane(ctx context.Context, opts *runOptions, mode string, log *slog
 		o.PassUnknown = h.chains
 		dp, err := ebpf.New(o)
 		if err != nil {
-			return nil, nil, fmt.Errorf("set up ebpf mode: %w", err)
+			return nil, nil, fmt.Errorf("set up ebpf mode: %w", ebpf.ExplainRefusal(err))
 		}
 		h.settled = func() { dp.SetPassUnknown(false) }
 		h.reserve = dp.Reserve

@@ -43,8 +43,8 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 }
 
 var (
-	descPackets = desc("packets_total", "Packets and socket calls by what became of them, and why.", "reason")
-	descBytes   = desc("bytes_total", "Bytes of the packets in nodeproxy_packets_total, from the IP header on.", "reason")
+	descPackets = desc("packets_total", "Packets and socket calls by what became of them, and why.", "verdict", "reason")
+	descBytes   = desc("bytes_total", "Bytes of the packets in nodeproxy_packets_total, from the IP header on.", "verdict", "reason")
 	descEntries = desc("map_entries", "Entries of a BPF map.", "map")
 	descLimit   = desc("map_entries_limit", "Entries that a BPF map has room for.", "map")
 	descMemory  = desc("map_memory_bytes", "Memory that a BPF map takes.", "map")
@@ -70,8 +70,8 @@ func (c *ebpfCollector) Collect(ch chan<- prometheus.Metric) {
 		c.log.Warn("metrics by reason are left out", "error", err)
 	}
 	for _, m := range reasons {
-		counter(descPackets, m.Packets, m.Reason)
-		counter(descBytes, m.Bytes, m.Reason)
+		counter(descPackets, m.Packets, m.Verdict, m.Reason)
+		counter(descBytes, m.Bytes, m.Verdict, m.Reason)
 	}
 	uses, err := c.dp.MapUses()
 	if err != nil {

@@ -55,7 +55,7 @@ type observer struct {
 func newObserver(opts *runOptions, mode, nodeName string, client kubernetes.Interface, log *slog.Logger) *observer {
 	o := &observer{
 		opts: opts, mode: mode, log: log,
-		metrics:  metrics.New(versionNumber(), mode),
+		metrics:  metrics.New(buildOf(mode)),
 		syncs:    health.NewSyncHealth(2 * opts.syncPeriod),
 		path:     health.NewDataPath(probeLimit),
 		events:   newEventWriter(client, nodeName),
@@ -77,6 +77,10 @@ func (o *observer) collect(dp dataplane.Dataplane) error {
 		all = append(all, prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "nodeproxy_drift_repaired_total",
 			Help: "Differences between the kernel and what it should hold, made by others, that were repaired."},
 			func() float64 { return float64(d.Drift()) }))
+	}
+	reached := func() bool { return o.source == nil || o.source.Health().Problem == "" }
+	if err := o.metrics.Follow(o.proxy.Healthy, o.eligible.Load, reached); err != nil {
+		return fmt.Errorf("register metrics: %w", err)
 	}
 	for _, c := range all {
 		if err := o.metrics.Register(c); err != nil {
@@ -238,6 +242,7 @@ func (o *observer) status() admin.Status {
 		if way := d.Way(); way.Forwarding != "" {
 			s.Forwarding = fmt.Sprintf("%s: %s", way.Forwarding, way.Reason)
 		}
+		s.CannotEnd = d.CannotEnd()
 	}
 	return s
 }

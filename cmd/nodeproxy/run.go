@@ -87,6 +87,7 @@ func run(ctx context.Context, opts *runOptions) error {
 	if notes := append(config.notes, ignored(opts.flags)...); len(notes) > 0 {
 		log.Warn("what does not apply to nodeproxy is passed over", "options", joined(notes))
 	}
+	warnOfSockets(dp, log)
 	a := &agent{opts: opts, log: log, dataplane: dp, source: listed, node: node, config: config, inPlace: taken.finish, noConntrack: noConntrack,
 		observer: newObserver(opts, mode, node.NodeName, client, log)}
 	a.observer.nodeName, a.observer.dataplane, a.observer.source, a.observer.whyMode = node.NodeName, dp, src, taken.why
@@ -99,6 +100,17 @@ func run(ctx context.Context, opts *runOptions) error {
 		log.Info("stopped; translation stays in place")
 	}
 	return err
+}
+
+// warnOfSockets says at the start what ebpf mode cannot do here for want of rights.
+func warnOfSockets(dp dataplane.Dataplane, log *slog.Logger) {
+	d, ok := inner(dp).(*ebpf.Dataplane)
+	if !ok {
+		return
+	}
+	if why := d.CannotEnd(); why != "" {
+		log.Warn("sockets in Pods are not ended when their backend is gone", "since", why)
+	}
 }
 
 // changeSource is where Services come from.

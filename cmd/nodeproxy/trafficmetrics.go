@@ -61,26 +61,26 @@ func (c *trafficCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, r := range rows {
 		labels := []string{r.Service.Namespace, r.Service.Name.Name, r.Service.Port, r.Protocol, r.FamilyIs}
-		sendTraffic(ch, &r.Traffic, labels, descFlows, descServicePackets, descServiceBytes)
+		sendTraffic(ch, &r.Traffic, !r.NoBytes, labels, descFlows, descServicePackets, descServiceBytes)
 		if !c.perBackend {
 			continue
 		}
 		for _, b := range r.Backends {
-			sendTraffic(ch, &b.Traffic, append(slices.Clone(labels), b.Address), descBackendFlows, descBackendPackets, descBackendBytes)
+			sendTraffic(ch, &b.Traffic, !r.NoBytes, append(slices.Clone(labels), b.Address), descBackendFlows, descBackendPackets, descBackendBytes)
 		}
 	}
 }
 
-// sendTraffic sends one set of series. What nothing was ever seen of has no
-// series of packets and bytes.
-func sendTraffic(ch chan<- prometheus.Metric, t *view.Traffic, labels []string, flows, packets, bytes *prometheus.Desc) {
+// sendTraffic sends one set of series, those of 0 too, so that the first packet is an
+// increase. What nobody counts has no series.
+func sendTraffic(ch chan<- prometheus.Metric, t *view.Traffic, counted bool, labels []string, flows, packets, bytes *prometheus.Desc) {
 	send := func(d *prometheus.Desc, n uint64, label string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), append(slices.Clone(labels), label)...)
 	}
 	send(flows, t.Connections, "translated")
 	send(flows, t.Drops, "refused")
 	for i, direction := range directions {
-		if t.Packets[i] > 0 {
+		if counted {
 			send(packets, t.Packets[i], direction)
 			send(bytes, t.Bytes[i], direction)
 		}

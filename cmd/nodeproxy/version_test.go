@@ -28,7 +28,7 @@ func TestVersionIsPrintedForPeopleAndPrograms(t *testing.T) {
 	before := version
 	t.Cleanup(func() { version = before })
 	version = "v9.8.7"
-	want := versions{"v9.8.7", runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
+	want := versions{"9.8.7", revision(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
 	var got versions
 	if err := json.Unmarshal([]byte(printed(t, "version", "-o", "json")), &got); err != nil || got != want {
 		t.Errorf("json: %+v, %v; want %+v", got, err, want)
@@ -38,7 +38,7 @@ func TestVersionIsPrintedForPeopleAndPrograms(t *testing.T) {
 		t.Errorf("yaml: %+v, %v; want %+v", got, err, want)
 	}
 	text := printed(t, "version")
-	if text != printed(t, "--version") || strings.TrimSpace(text) != "nodeproxy v9.8.7 ("+runtime.Version()+")" {
+	if text != printed(t, "--version") || strings.TrimSpace(text) != "nodeproxy 9.8.7 ("+runtime.Version()+")" {
 		t.Errorf("version prints %q, and --version %q", text, printed(t, "--version"))
 	}
 }

@@ -9,7 +9,11 @@ import (
 type Metric struct {
 	// Reason is a name in lower case with underscores, fit for a label:
 	// "forwarded", "no_endpoints". bpf/drop.h says what each means.
-	Reason  string
+	Reason string
+	// Verdict is what became of the packets: translated, rejected, dropped, answered,
+	// passed (left to the stack as they are), or noted: what is counted beside, for
+	// packets that have another reason too.
+	Verdict string
 	Packets uint64
 	Bytes   uint64 // from the IP header on; 0 for socket calls
 }
@@ -21,6 +25,22 @@ var reasonNames = [...]string{"forwarded", "stack", "flow_new", "flow_rebuilt", 
 	"sctp_port", "rewrite", "icmp_translated", "socket_translated", "socket_refused", "socket_aside", "unknown_port", "echo", "forwarded_xdp",
 	"martian", "unknown_protocol", "answer_limited", "doubtful",
 	"source_share"}
+
+// reasonVerdicts are what bpf/drop.h says of each reason. What is not named is dropped.
+var reasonVerdicts = map[string]string{
+	"forwarded": "translated", "stack": "translated", "icmp_translated": "translated", "socket_translated": "translated", "forwarded_xdp": "translated",
+	"flow_new": "noted", "flow_rebuilt": "noted",
+	"no_endpoints": "rejected", "unknown_flow": "rejected", "unknown_port": "rejected", "socket_refused": "rejected",
+	"ttl": "answered", "too_big": "answered", "echo": "answered",
+	"fragment_passed": "passed", "socket_aside": "passed",
+}
+
+func verdictOf(reason string) string {
+	if v, ok := reasonVerdicts[reason]; ok {
+		return v
+	}
+	return "dropped"
+}
 
 // Two errors of the compiler if enum reason and reasonNames differ in length.
 var (
@@ -37,7 +57,7 @@ func (d *Dataplane) Metrics() ([]Metric, error) {
 		if err := d.objs.Metrics.Lookup(uint32(i), &perCPU); err != nil {
 			return nil, fmt.Errorf("map %s: read %s: %w", bpfMapMetrics, strings.ToUpper(name), err)
 		}
-		out[i].Reason = name
+		out[i].Reason, out[i].Verdict = name, verdictOf(name)
 		for _, m := range perCPU {
 			out[i].Packets += m.Packets
 			out[i].Bytes += m.Bytes

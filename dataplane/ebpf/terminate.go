@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"runtime"
 	"time"
 
@@ -80,20 +79,11 @@ func terminateGone(objs *objects, kind Terminate) (int, error) {
 func terminateEverywhere(objs *objects, kind Terminate) (int, error) {
 	var errs []error
 	n := 0
-	seen := map[uint64]bool{}
-	for _, pattern := range []string{"/proc/[0-9]*/ns/net", "/run/netns/*"} {
-		paths, _ := filepath.Glob(pattern) // the patterns are right
-		for _, path := range paths {
-			var st unix.Stat_t
-			if !isNamespace(path) || unix.Stat(path, &st) != nil || seen[st.Ino] {
-				continue // its process has ended, or a name that is being made or removed, or known
-			}
-			seen[st.Ino] = true
-			ended, err := terminateAt(path, objs, kind)
-			n += ended
-			errs = append(errs, err)
-		}
-	}
+	eachNamespace(func(path string) {
+		ended, err := terminateAt(path, objs, kind)
+		n += ended
+		errs = append(errs, err)
+	})
 	return n, errors.Join(errs...)
 }
 
