@@ -145,7 +145,7 @@ func (n *testNet) fillConntrack(t *testing.T, entries int) {
 }
 
 // newEntry is ctnetlink's message that makes an entry (linux/netfilter/
-// nfnetlink_conntrack.h).
+// nfnetlink_conntrack.h): type IPCTNL_MSG_CT_NEW, 0.
 func newEntry(i uint32) []byte {
 	assured := i%2 == 0
 	client := binary.BigEndian.AppendUint32(nil, 0xc6120000+i/60000)
@@ -167,7 +167,7 @@ func newEntry(i uint32) []byte {
 		status, state = status|2|4, 3 // IPS_SEEN_REPLY, IPS_ASSURED, ESTABLISHED
 	}
 	http := []byte{0, 80}
-	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_CTNETLINK<<8|0, unix.NLM_F_CREATE)
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_CTNETLINK<<8, unix.NLM_F_CREATE)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_INET})
 	req.AddData(tuple(nl.CTA_TUPLE_ORIG, client, server, port, http))
 	req.AddData(tuple(nl.CTA_TUPLE_REPLY, server, client, http, port))
