@@ -130,6 +130,7 @@ __noinline int answer_icmp(struct __sk_buff *skb, struct work *w, __u32 what, __
 	__u16 check;
 	__u8 proto;
 
+	w = own_work(w);
 	if (!w)
 		return TC_ACT_SHOT;
 	p = &w->p;
@@ -177,6 +178,7 @@ __noinline int answer_echo(struct __sk_buff *skb, struct work *w)
 	struct packet *p;
 	long err;
 
+	w = own_work(w);
 	if (!w)
 		return TC_ACT_SHOT;
 	if (!may_answer(w))
@@ -217,6 +219,7 @@ __noinline int answer_reset(struct __sk_buff *skb, struct work *w)
 	struct packet *p;
 	__u32 data, outer, sum;
 
+	w = own_work(w);
 	if (!w)
 		return TC_ACT_SHOT;
 	p = &w->p;

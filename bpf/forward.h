@@ -207,6 +207,7 @@ __noinline int deliver_error(struct __sk_buff *skb, struct work *w)
 {
 	enum way way = WAY_LOCAL;
 
+	w = own_work(w);
 	if (!w)
 		return TC_ACT_SHOT;
 	if (!stays(w))

@@ -13,6 +13,7 @@ __noinline bool revive(struct work *w)
 	struct tuple *other, key;
 	struct flow *f;
 
+	w = own_work(w);
 	if (!w)
 		return false;
 	other = bpf_map_lookup_elem(&pairs, &w->p.t);
@@ -43,6 +44,7 @@ __noinline bool find_lost(struct work *w)
 {
 	struct flow *f;
 
+	w = own_work(w);
 	if (!w)
 		return false;
 	if (w->known)
@@ -65,6 +67,7 @@ __noinline bool find_lost(struct work *w)
  * the program three times. */
 __noinline int resume(struct __sk_buff *skb, struct work *w)
 {
+	w = own_work(w);
 	return w ? deliver(skb, w) : TC_ACT_SHOT;
 }
 

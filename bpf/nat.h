@@ -94,11 +94,13 @@ static long try_port(__u32 i, struct port_search *s)
  */
 __noinline enum insert take_port(struct __sk_buff *skb, struct work *w)
 {
-	struct port_search s = {.skb = skb, .w = w, .result = INSERT_TAKEN};
+	struct port_search s = {.skb = skb, .result = INSERT_TAKEN};
 	__u32 port;
 
+	w = own_work(w);
 	if (!w)
 		return INSERT_FULL;
+	s.w = w;
 	port = bpf_ntohs(w->p.t.sport);
 	if (w->to.proto == IPPROTO_SCTP) /* its checksum covers ports */
 		return insert_reply(w, RECLAIM_ANY);

@@ -71,7 +71,8 @@ static __always_inline enum keep end_segment(struct __sk_buff *skb, struct work 
 	struct packet *p = &w->p;
 
 	if (p->tcp_flags & TCP_RST) {
-		if (!peer || p->seq != peer->ack)
+		/* Behind what the other side has acknowledged, or behind what was sent. */
+		if (!peer || (p->seq != peer->ack && p->seq != f->next))
 			return doubt(w, f, skb->ifindex);
 		demote(f, peer);
 		shorten_tracked(skb, w, CT_CLOSE_MS);

@@ -112,6 +112,7 @@ __noinline bool make_room(struct __sk_buff *skb, struct work *w)
 {
 	bool v4, freed = false;
 
+	w = own_work(w);
 	if (!w)
 		return false;
 	v4 = w->p.v4;

@@ -146,7 +146,8 @@ __noinline int tell_call(const struct call *c, const struct backend *be, __u32 s
 enum verdict { VERDICT_ASIDE, VERDICT_TRANSLATE, VERDICT_REFUSE, VERDICT_NONE };
 
 /* Decides a connect or send; for VERDICT_TRANSLATE *be is where it goes. */
-__noinline int decide(struct bpf_sock_addr *ctx, struct call *c, struct backend *be, bool connect)
+static __noinline int decide(struct bpf_sock_addr *ctx, struct call *c, struct backend *be,
+			     bool connect)
 {
 	struct frontend_key key = {};
 	struct frontend fe, *found;

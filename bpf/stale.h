@@ -26,6 +26,7 @@ __noinline bool is_sent_astray(struct __sk_buff *skb, struct work *w)
 	struct flow *reply;
 	__u32 epoch;
 
+	w = own_work(w);
 	if (!w)
 		return false;
 	reverse(&w->peer, &w->p.t);

@@ -42,6 +42,7 @@ __noinline int note_tracked(struct work *w)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
 
+	w = own_work(w);
 	if (!w)
 		return 0;
 	__builtin_memset(&w->flow, 0, sizeof(w->flow));
@@ -69,6 +70,7 @@ __noinline int renew_tracked(struct work *w, __u32 ifindex)
 {
 	struct flow *f;
 
+	w = own_work(w);
 	if (!w)
 		return 0;
 	f = bpf_map_lookup_elem(&flows, &w->p.t);

@@ -63,4 +63,13 @@ static __always_inline struct work *get_work(void)
 	return bpf_map_lookup_elem(&scratch, &zero);
 }
 
+/*
+ * The same, for a global function that was given it and uses parts of it as keys of maps:
+ * Linux 6.1 takes no argument of such a function for one.
+ */
+static __always_inline struct work *own_work(const struct work *given)
+{
+	return given ? get_work() : NULL;
+}
+
 #endif
