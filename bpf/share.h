@@ -131,6 +131,19 @@ __noinline bool make_room(struct __sk_buff *skb, struct work *w)
 	return freed;
 }
 
+/*
+ * A packet for which conntrack had no room, nor make_room any. Netfilter finds room where
+ * it looks for it: it forgets a half-open entry near the packet's own. Then a rule of ours
+ * drops the packet, and that room is for the next, or when the client sends again.
+ */
+static __always_inline int ask_for_room(struct __sk_buff *skb, const struct work *w)
+{
+	if (w->egress || skb->priority)
+		return TC_ACT_SHOT;
+	skb->priority = PRIORITY_NO_ROOM;
+	return NEXT;
+}
+
 /* Makes the entry p.t -> w->to, or finds that another CPU has; w->to is then
  * what conntrack will translate to. reads w->p, w->to; writes w->to, w->sock, w->ct */
 static __always_inline enum make track(struct __sk_buff *skb, struct work *w)

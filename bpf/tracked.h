@@ -142,19 +142,6 @@ static __always_inline int to_stack(struct __sk_buff *skb, const struct work *w)
 	return NEXT;
 }
 
-/*
- * A packet for which conntrack had no room, nor make_room any. Netfilter finds room where
- * it looks for it: it forgets a half-open entry near the packet's own. Then a rule of ours
- * drops the packet, and that room is for the next, or when the client sends again.
- */
-static __always_inline int ask_for_room(struct __sk_buff *skb, const struct work *w)
-{
-	if (w->egress || skb->priority)
-		return TC_ACT_SHOT;
-	skb->priority = PRIORITY_NO_ROOM;
-	return NEXT;
-}
-
 /* Whether a Pod's packet goes to a backend that is no Pod, on a node where somebody
  * else has rules of NAT for what leaves it: they are not asked about a flow that has its
  * translation, and a plugin's masquerade would be missed. */
