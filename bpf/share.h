@@ -72,14 +72,18 @@ static __always_inline void give_share_back(struct work *w, const struct addr *c
 		__sync_fetch_and_add(&use->half_open, -1);
 }
 
-/* Notes a new flow among those that may make room for others. Which one it takes the
- * place of is chance. reads w->p */
+/* Notes a new flow among those that may make room for others: in the place of the one that
+ * has made room for it, so that there are no fewer, and in one by chance.
+ * reads w->p, w->room */
 static __always_inline void note_half_open(const struct work *w)
 {
-	__u32 slot = bpf_get_prandom_u32() % HALF_OPEN_SLOTS;
+	__u32 slot = bpf_get_prandom_u32() % HALF_OPEN_SLOTS, left = w->room - 1;
 
-	if (share_of_source())
-		bpf_map_update_elem(&half_open, &slot, &w->p.t, BPF_ANY);
+	if (!share_of_source())
+		return;
+	bpf_map_update_elem(&half_open, &slot, &w->p.t, BPF_ANY);
+	if (w->room)
+		bpf_map_update_elem(&half_open, &left, &w->p.t, BPF_ANY);
 }
 
 /* Ends the entry at a tuple if nobody has answered and gone on with it.
@@ -106,7 +110,7 @@ __noinline bool expire_half_open(struct __sk_buff *skb, struct work *w, const st
  * Conntrack is full. Where packets make entries it then forgets a half-open one, but for
  * programs it looks in one place only (nf_conntrack_alloc has no hash), which is soon
  * empty. So one of those that were noted goes. False if none is half-open still.
- * reads and leaves w->p, w->to; writes w->sock, w->ct
+ * reads and leaves w->p, w->to; writes w->sock, w->ct, w->room
  */
 __noinline bool make_room(struct __sk_buff *skb, struct work *w)
 {
@@ -126,6 +130,7 @@ __noinline bool make_room(struct __sk_buff *skb, struct work *w)
 		t->proto = 0;
 		w->p.v4 = is_v4(&w->victim.src); /* lookups ask by it */
 		freed = expire_half_open(skb, w, &w->victim);
+		w->room = slot + 1;
 	}
 	w->p.v4 = v4;
 	return freed;
@@ -150,6 +155,7 @@ static __always_inline enum make track(struct __sk_buff *skb, struct work *w)
 {
 	enum make made = MAKE_TAKEN;
 
+	w->room = 0;
 	for (int i = 0; i < CT_TRIES; i++) {
 		made = try_track(skb, w, 0);
 		if (made != MAKE_TAKEN && !(made == MAKE_FULL && make_room(skb, w)))

@@ -39,6 +39,7 @@ struct work {
 	struct fragment_key fragment;
 	struct addr source;  /* that a route gives */
 	struct tuple victim; /* of make_room */
+	__u32 room;          /* 1 + the slot where that was noted; 0 if nothing made room */
 	__u32 ct_status;     /* of the entry that find_tracked found */
 	__u8 ct_state;       /* of TCP */
 	struct quote quote;  /* in the ICMP error at hand */

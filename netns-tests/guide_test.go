@@ -191,6 +191,12 @@ func (k *kubelets) follow(t *testing.T, way string) {
 	k.mustKubectl(t, kubeProxyDaemonSet, "apply", "-f", "-")
 	k.reconcile(t)
 	eventually(t, patience, func() error { return answers(t, k.Lab, "web", everyPod) })
+	for _, p := range lab.PlacesOf(lab.Node) {
+		for _, v6 := range []bool{false, true} { // each node takes in each family's endpoints at its own time
+			f := nodePortFlow(k.Lab, "web "+p.Name, everyPod, v6)
+			eventually(t, patience, func() error { return f.check(t.Context()) })
+		}
+	}
 	held := holdOver(t, k.Lab, echo.TCP, 10, "client", "web node-a", "web node-b")
 	seen := map[string]bool{}
 	for _, command := range guide(t, way) {

@@ -22,12 +22,12 @@ func openDataplane(ctx context.Context, opts *runOptions, mode string, log *slog
 	}
 	if mode == modeEBPF {
 		o := opts.ebpf(log)
-		sayMapMemory(o, log)
 		o.PassUnknown = h.chains
 		dp, err := ebpf.New(o)
 		if err != nil {
 			return nil, nil, fmt.Errorf("set up ebpf mode: %w", ebpf.ExplainRefusal(err))
 		}
+		sayMapMemory(o, log)
 		h.settled = func() { dp.SetPassUnknown(false) }
 		h.reserve = dp.Reserve
 		if err := h.keepPorts(); err != nil {

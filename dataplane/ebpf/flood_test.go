@@ -207,7 +207,7 @@ func TestFloodOfSYNs(t *testing.T) {
 		before, began := fl.sent.Load(), time.Now()
 		failed := 0
 		for f := range 2 {
-			for range 100 {
+			for range 50 {
 				if a, err := ask(n.client, networks[0][f], join(nodeIP[f], "30080")); err != nil || a.name != "a" {
 					failed++
 					t.Logf("%s: %v %v", famNames[f], a, err)
@@ -215,10 +215,10 @@ func TestFloodOfSYNs(t *testing.T) {
 			}
 		}
 		count, max := n.tracked(t)
-		t.Logf("%d of 200 honest connections failed, at %.0f SYNs a second, conntrack has %d of %d", failed,
+		t.Logf("%d of 100 honest connections failed, at %.0f SYNs a second, conntrack has %d of %d", failed,
 			float64(fl.sent.Load()-before)/time.Since(began).Seconds(), count, max)
-		if failed > 2 {
-			t.Errorf("%d of 200 honest connections failed", failed)
+		if failed > 1 {
+			t.Errorf("%d of 100 honest connections failed", failed)
 		}
 		fl.stop()
 		one := n.startFlood(t, 20_000, func(*rand.Rand) string { return "198.51.100.7" })
