@@ -236,9 +236,11 @@ func kernelOf(dp dataplane.Dataplane, node func() (service.NodeFacts, bool)) adm
 
 // loopbackOf tells how node ports on loopback are served.
 func loopbackOf(dp dataplane.Dataplane) func(service.Packet) admin.Loopback {
+	sockets := socketsOf(dp)
 	return func(p service.Packet) admin.Loopback {
 		l, ok := dp.(*loopback.Dataplane)
-		if !ok {
+		// What the relay takes beside the programs is bound to a loopback address.
+		if !ok || sockets != nil && p.Protocol != service.SCTP && sockets() {
 			return admin.Loopback{Sockets: true}
 		}
 		relays, failed := l.Relays(service.FamilyOf(p.Destination.Addr()), p.Protocol, p.Destination.Port())
