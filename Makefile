@@ -105,7 +105,7 @@ test: root deps-test build kube helm nfpm promtool test-race test-all test-fuzz 
 # One package at a time: some measure times, on two cores.
 .PHONY: test-all
 test-all:
-	NODEPROXY_TEST_ROOT=1 NODEPROXY_BINARY=$(CURDIR)/$(BIN) NODEPROXY_KUBE_BIN=$(KUBE_BIN) $(RERUN) --packages ./... -- -timeout 40m -count=1 -p 1
+	NODEPROXY_TEST_ROOT=1 NODEPROXY_BINARY=$(CURDIR)/$(BIN) NODEPROXY_KUBE_BIN=$(KUBE_BIN) $(RERUN) --packages ./... -- -timeout 55m -count=1 -p 1
 
 # The race detector on what needs no root.
 .PHONY: test-race
