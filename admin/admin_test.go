@@ -90,7 +90,7 @@ func TestQuestionsThatMakeNoSense(t *testing.T) {
 	}
 }
 
-// kernel shows one frontend, and can not read flows.
+// kernel shows one frontend, and cannot read flows.
 type kernel struct{}
 
 func (kernel) Services(context.Context) ([]view.Frontend, error) {
@@ -153,7 +153,7 @@ func TestServer(t *testing.T) {
 		t.Errorf("services %+v: %v", frontends, err)
 	}
 	if err := Get(t.Context(), path, PathFlows, nil, &[]view.Flow{}); err == nil || !strings.Contains(err.Error(), "broken") {
-		t.Errorf("flows that can not be read: %v", err)
+		t.Errorf("flows that cannot be read: %v", err)
 	}
 	var e Explanation // the kernel leads to an endpoint that there should not be
 	q := Question{From: netip.MustParseAddr("10.244.1.9"), To: netip.MustParseAddrPort("10.96.0.1:80"), Protocol: service.TCP}

@@ -72,7 +72,7 @@ func (o loopbackOutcome) explain(p service.Packet, served Loopback, hop Hop) Exp
 		e.Verdict = o.Route.Action.String()
 		say("the socket programs translate it when the socket connects or sends, before there is a packet")
 		e.loopbackBackends(o.Outcome, p, hop)
-		say("programs at sockets can not be run on trial: the kernel was not asked")
+		say("programs at sockets cannot be run on trial: the kernel was not asked")
 	case served.Failed != "":
 		say("the agent should listen there and relay, and does not: %s: the packet is not touched", served.Failed)
 	default:

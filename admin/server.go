@@ -25,7 +25,7 @@ type Server struct {
 	// Inspect delivers functions to the goroutine that owns the Table; see
 	// dataplane.Loop.
 	Inspect chan<- func(*service.Table)
-	// Kernel shows what the kernel holds; nil if the mode can not.
+	// Kernel shows what the kernel holds; nil if the mode cannot.
 	Kernel Kernel
 	// Verify compares the kernel with what it should hold; it is called where the
 	// Table may be looked at.

@@ -51,7 +51,7 @@ func browse(t *testing.T, page string, more ...string) (dom, console string) {
 	t.Helper()
 	browser, err := exec.LookPath("chromium")
 	if err != nil {
-		t.Skip("no chromium: apt-get install chromium")
+		t.Fatal("no chromium: run make deps-test")
 	}
 	if more == nil {
 		more = []string{"--virtual-time-budget=10000", "--timeout=60000", "--dump-dom"}

@@ -9,20 +9,39 @@ static __always_inline bool still_tracked(struct __sk_buff *skb, struct work *w,
 	return find_tracked(skb, w, &w->p.t) == TRACKED_REPLY && same_tuple(&w->to, &f->to);
 }
 
+/*
+ * Gives the client's share back with the first packet that shows its flow to be answered: the
+ * first answer over UDP; over TCP the ACK of the backend's SYN, which a forger cannot know.
+ */
+static __always_inline void note_answered(struct work *w, struct flow *f)
+{
+	struct flow *peer;
+
+	if (!share_of_source())
+		return;
+	if (f->flags & FLOW_REPLY) {
+		give_share_back(w, &f->to.dst);
+		return;
+	}
+	peer = tracked_peer(w, f);
+	if (peer && peer->next == w->p.ack)
+		give_share_back(w, &w->p.t.src);
+}
+
 /* Counts a packet in its half. */
 static __always_inline void note_packet(struct work *w, struct flow *f)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
 	__u8 flags = w->p.tcp_flags;
 
-	if (flags & (TCP_FIN | TCP_RST))
+	if (flags & (TCP_FIN | TCP_RST)) {
 		close_flow(w, f, flags);
-	else if ((flags & (TCP_SYN | TCP_ACK)) == TCP_ACK && !(f->tcp & TCP_SEEN_ACK)) {
+	} else if ((flags & (TCP_SYN | TCP_ACK)) == TCP_ACK && !(f->tcp & TCP_SEEN_ACK)) {
 		f->tcp |= TCP_SEEN_ACK;
 		if (!(f->flags & FLOW_REPLY))
-			give_share_back(w, &w->p.t.src);
+			note_answered(w, f);
 	} else if (w->p.t.proto == IPPROTO_UDP && f->flags & FLOW_REPLY && !f->packets) {
-		give_share_back(w, &f->to.dst);
+		note_answered(w, f);
 	}
 	if (f->seen && now - f->seen > TOUCH_INTERVAL)
 		f->flags |= FLOW_LASTING;

@@ -45,8 +45,9 @@ static __always_inline bool passes(const struct work *w, const struct flow *f, _
 	return is_fast(f) && !w->egress && f->ifindex == ifindex;
 }
 
-/* What becomes of a segment that conntrack must not believe: the receiver can tell, so it
- * gets it past the stack, where packets may pass that by. What this host sends is true. */
+/* What becomes of a segment that conntrack must not see. The receiver can judge it: it is
+ * forwarded past the stack, or dropped where packets have to take the stack way. What this
+ * host itself sends goes on. */
 static __always_inline enum keep doubt(const struct work *w, const struct flow *f, __u32 ifindex)
 {
 	struct node *n = node_facts();
@@ -86,9 +87,9 @@ static __always_inline enum keep end_segment(struct __sk_buff *skb, struct work 
 }
 
 /*
- * A SYN in a reply half: the backend answers one that conntrack let pass, and conntrack
- * takes the two for a new connection in the entry that it has, whose windows it judges
- * (nf_conntrack_tcp_packet). It may be another flow's, too: a connection past the Service.
+ * A SYN in a reply half: the backend answers a SYN. Conntrack takes the two for a new
+ * connection in the entry that it has, and judges its windows (nf_conntrack_tcp_packet). The
+ * answer may also be that of a connection to the backend itself, without the Service.
  */
 static __always_inline void reopen(struct work *w, struct flow *f)
 {
@@ -97,6 +98,7 @@ static __always_inline void reopen(struct work *w, struct flow *f)
 
 	demote(f, peer);
 	f->ready = READY_NOT;
+	f->next = end_of_segment(&w->p); /* what the client's first ACK has */
 	f->id = id;
 	if (!peer)
 		return;

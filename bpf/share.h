@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * How much of conntrack one source can hold with flows that nobody has answered or
- * gone on with, while conntrack is more than half full. The kernel itself forgets such
- * flows first once conntrack is full (early_drop of net/netfilter/nf_conntrack_core.c).
+ * A limit on the half-open flows of one source, while conntrack is more than half full: flows
+ * without an answer, and TCP flows whose client has not acknowledged it. The kernel itself forgets
+ * such flows first once conntrack is full (early_drop of net/netfilter/nf_conntrack_core.c).
  */
 #ifndef NODEPROXY_SHARE_H
 #define NODEPROXY_SHARE_H
@@ -53,13 +53,13 @@ static __noinline bool take_share(struct work *w)
 		use->window = window;
 		use->half_open = 0;
 	}
-	if (use->half_open >= share)
+	if (use->half_open >= (__s32)share)
 		return false;
 	__sync_fetch_and_add(&use->half_open, 1);
 	return true;
 }
 
-/* A flow of the client is not half-open any more. writes w->source */
+/* A flow of the client is no longer half-open. writes w->source */
 static __always_inline void give_share_back(struct work *w, const struct addr *client)
 {
 	struct source_use *use;
@@ -68,7 +68,7 @@ static __always_inline void give_share_back(struct work *w, const struct addr *c
 		return;
 	fill_source(w, client);
 	use = bpf_map_lookup_elem(&sources, &w->source);
-	if (use && use->half_open)
+	if (use && use->half_open > 0)
 		__sync_fetch_and_add(&use->half_open, -1);
 }
 
@@ -130,7 +130,7 @@ __noinline bool make_room(struct __sk_buff *skb, struct work *w)
 		t->proto = 0;
 		w->p.v4 = is_v4(&w->victim.src); /* lookups ask by it */
 		freed = expire_half_open(skb, w, &w->victim);
-		w->room = slot + 1;
+		w->room = slot + 1; /* empty now, also if the flow was not half-open */
 	}
 	w->p.v4 = v4;
 	return freed;

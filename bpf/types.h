@@ -189,8 +189,8 @@ struct node {
 
 /* What a source has half-open. */
 struct source_use {
-	__u32 window; /* of SHARE_SECONDS */
-	__u32 half_open;
+	__u32 window;    /* of SHARE_SECONDS */
+	__s32 half_open; /* less than 0 where two CPUs gave one back at once */
 };
 
 struct fragment_key {

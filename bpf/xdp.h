@@ -82,7 +82,7 @@ static __always_inline __u16 *checksum_at(void *l4, void *end, __u8 proto)
 	return check;
 }
 
-/* Renews the transport's checksum. False if that can not be done here. */
+/* Renews the transport's checksum. False if that cannot be done here. */
 static __always_inline bool renew(const struct work *w, __u16 *check, __u32 diff)
 {
 	const struct packet *p = &w->p;

@@ -164,7 +164,7 @@ func (s *loopState) setHost(h service.Host) {
 	if s.resolver == nil {
 		cfg, err := s.Configure(nil, h)
 		if err != nil {
-			s.Log.Error("node can not be configured", "error", err)
+			s.Log.Error("node cannot be configured", "error", err)
 			return
 		}
 		s.resolver = service.NewResolver(cfg)
@@ -180,7 +180,7 @@ func (s *loopState) setHost(h service.Host) {
 func (s *loopState) reconfigure() {
 	cfg, err := s.Configure(s.resolver.State().Node(s.NodeName), s.host)
 	if err != nil { // the last good configuration stays
-		s.Log.Error("node can not be configured", "error", err)
+		s.Log.Error("node cannot be configured", "error", err)
 		return
 	}
 	if s.resolver.SetConfig(cfg) {

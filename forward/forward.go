@@ -102,7 +102,7 @@ func (l *Listener) relay(ctx context.Context, client *net.TCPConn) {
 	defer client.Close()
 	c, to, err := l.dial(ctx, "tcp")
 	if err != nil {
-		l.Log.Warn("connection can not be led on", "client", client.RemoteAddr(), "error", err)
+		l.Log.Warn("connection cannot be led on", "client", client.RemoteAddr(), "error", err)
 		client.SetLinger(0) // the client shall see that it failed
 		return
 	}
@@ -167,7 +167,7 @@ func (l *Listener) runUDP(ctx context.Context) error {
 		}
 		if c == nil {
 			if c, _, err = l.dial(ctx, "udp"); err != nil {
-				l.Log.Warn("datagram can not be led on", "client", from, "error", err)
+				l.Log.Warn("datagram cannot be led on", "client", from, "error", err)
 				continue
 			}
 			mu.Lock()
@@ -182,7 +182,7 @@ func (l *Listener) runUDP(ctx context.Context) error {
 		}
 		_ = c.SetReadDeadline(time.Now().Add(udpIdle)) // it was just made, or is closed and about to go
 		if _, err := c.Write(buf[:n]); err != nil {
-			l.Log.Warn("datagram can not be led on", "client", from, "error", err)
+			l.Log.Warn("datagram cannot be led on", "client", from, "error", err)
 		}
 	}
 }

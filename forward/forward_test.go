@@ -48,24 +48,31 @@ func runLimited(t *testing.T, network string, to net.Addr, most int) net.Addr {
 	return l.Addr()
 }
 
-// What comes beyond a listener's limit is refused at once, over TCP, and dropped, over UDP;
-// those that were there are served on, and a place that is free again is taken.
-func TestOpenConnectionsAreLimited(t *testing.T) {
-	server, err := net.Listen("tcp", "127.0.0.1:0")
+// serveTCP has handle serve each connection until the test ends, and returns where.
+func serveTCP(t *testing.T, handle func(net.Conn)) net.Addr {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer server.Close()
+	t.Cleanup(func() { l.Close() })
 	go func() {
 		for {
-			c, err := server.Accept()
+			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			go func() { defer c.Close(); _, _ = io.Copy(c, c) }()
+			go handle(c)
 		}
 	}()
-	at := runLimited(t, "tcp", server.Addr(), 2)
+	return l.Addr()
+}
+
+// What comes beyond a listener's limit is refused at once, over TCP, and dropped, over UDP;
+// those that were there are served on, and a place that is free again is taken.
+func TestOpenConnectionsAreLimited(t *testing.T) {
+	server := serveTCP(t, func(c net.Conn) { defer c.Close(); _, _ = io.Copy(c, c) })
+	at := runLimited(t, "tcp", server, 2)
 	echo := func(c net.Conn) error {
 		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 		if _, err := c.Write([]byte("x")); err != nil {
@@ -137,25 +144,12 @@ func TestOpenConnectionsAreLimited(t *testing.T) {
 
 // Half of a connection may end before the other.
 func TestTCPEndsByHalves(t *testing.T) {
-	server, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
-	go func() {
-		for {
-			c, err := server.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				all, _ := io.ReadAll(c) // up to the client's end
-				fmt.Fprintf(c, "got %d", len(all))
-				c.Close()
-			}()
-		}
-	}()
-	c, err := net.Dial("tcp", run(t, "tcp", server.Addr()).String())
+	server := serveTCP(t, func(c net.Conn) {
+		all, _ := io.ReadAll(c) // up to the client's end
+		fmt.Fprintf(c, "got %d", len(all))
+		c.Close()
+	})
+	c, err := net.Dial("tcp", run(t, "tcp", server).String())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,7 +23,7 @@ import (
 type ServiceChecks struct {
 	// Healthy tells whether the proxy itself is well.
 	Healthy func() bool
-	// Failed, if set, is told of a port that can not be bound; it is tried
+	// Failed, if set, is told of a port that cannot be bound; it is tried
 	// again at the next Update.
 	Failed func(svc service.Name, err error)
 	Log    *slog.Logger

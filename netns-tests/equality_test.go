@@ -234,7 +234,7 @@ func (e *equality) serveState(t *testing.T, state service.Changes, at map[netip.
 	}
 }
 
-// beyond are packets that can not be sent here, or whose backend has nobody to
+// beyond are packets that cannot be sent here, or whose backend has nobody to
 // answer. All of them are walked in TestRulesMeanWhatTheTableSays and
 // TestMapsMeanWhatTheTableSays.
 func (e *equality) beyond(table *service.Table, from string, p service.Packet, want *service.Outcome) bool {

@@ -238,8 +238,8 @@ func (f flow) asExplained(ctx context.Context) error {
 	return nil
 }
 
-// seenAs compares the source that a Pod's connection had for who answered with what was
-// explained: its own if its socket was translated, else as the packet's endpoint.
+// seenAs compares the source address that the endpoint saw with the one that was explained:
+// the Pod's own if its socket was translated, else the one of the packet's endpoint.
 func (f flow) seenAs(e *admin.Explanation, who string, source netip.Addr) error {
 	if f.from.Kind != lab.Pod {
 		return nil

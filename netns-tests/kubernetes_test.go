@@ -167,13 +167,13 @@ func (c *cluster) away(t *testing.T) {
 	seen := len(c.AgentLog("node-a"))
 	s := startStream(c.Lab, "client", "web node-b", echo.TCP, false)
 	must(t, c.api.StopAPI())
-	eventually(t, patience, func() error { return logHas(c.AgentLog("node-a")[seen:], "API server can not be used") })
+	eventually(t, patience, func() error { return logHas(c.AgentLog("node-a")[seen:], "API server cannot be used") })
 	must(t, c.KillAgent("node-b"))
 	cmd := c.Command(t.Context(), "node-b", agent.Argv...)
 	var log safeBuffer
 	cmd.Stderr = &log
 	must(t, cmd.Start())
-	eventually(t, patience, log.has("API server can not be used"))
+	eventually(t, patience, log.has("API server cannot be used"))
 	time.Sleep(300 * time.Millisecond)
 	checkAnswers(t, c.Lab, "web", everyPod)
 	must(t, c.api.StartAPI(t.Context()))

@@ -29,8 +29,9 @@ func said(t *testing.T, l *lab.Lab, args ...string) (stderr string, code int) {
 	return errs.String(), 0
 }
 
-// What is asked of an agent that runs, and cannot be, is said in one line.
-func TestMessagesBesideAnAgent(t *testing.T) {
+// oneAgent is a lab with the Service "web" and an agent on node-a.
+func oneAgent(t *testing.T) *lab.Lab {
+	t.Helper()
 	labtest.RequireRoot(t)
 	t.Parallel()
 	l := columns[0].up(t, false)
@@ -38,6 +39,12 @@ func TestMessagesBesideAnAgent(t *testing.T) {
 	if err := l.StartAgent(t.Context(), "node-a"); err != nil {
 		t.Fatal(err)
 	}
+	return l
+}
+
+// What is asked of an agent that runs, and cannot be, is said in one line.
+func TestMessagesBesideAnAgent(t *testing.T) {
+	l := oneAgent(t)
 	me := "--instance=" + l.Netns("node-a")
 	for args, want := range map[string]struct {
 		code int
@@ -70,13 +77,7 @@ func TestMessagesBesideAnAgent(t *testing.T) {
 
 // A reader that has seen enough ends a command without a word, whatever writes.
 func TestBrokenPipeIsSilent(t *testing.T) {
-	labtest.RequireRoot(t)
-	t.Parallel()
-	l := columns[0].up(t, false)
-	apply(t, l, find("web"))
-	if err := l.StartAgent(t.Context(), "node-a"); err != nil {
-		t.Fatal(err)
-	}
+	l := oneAgent(t)
 	me := " --instance " + l.Netns("node-a")
 	binary := l.Options().Binary
 	for name, command := range map[string]string{

@@ -23,7 +23,7 @@ import (
 	files "github.com/nodeproxy/nodeproxy/source"
 )
 
-// notAsPackets are the flows that can not be sent as real packets here, with
+// notAsPackets are the flows that cannot be sent as real packets here, with
 // the reason. What the Table and the rules mean for them is tested without.
 func (n *refNet) notAsPackets(f *flows.Flow) string {
 	switch {

@@ -86,7 +86,7 @@ type claim struct {
 	kind    Kind
 }
 
-// compare orders claims: a ClusterIP is the API server's to give and can not be
+// compare orders claims: a ClusterIP is the API server's to give and cannot be
 // taken over by anything else; then the older Service wins, then the name.
 func (c claim) compare(o claim) int {
 	return cmp.Or(

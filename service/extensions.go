@@ -186,7 +186,7 @@ func resolveRange(cfg *Config, svc *Service, family Family, clusterIP netip.Addr
 		}
 		all := candidates(cfg.NodeName, family, svc.Ports[at].Name, protocol, slices, ext)
 		all = atAnyPort(all)
-		// A colon can not be in the name of a real port.
+		// A colon cannot be in the name of a real port.
 		port := Port{Name: fmt.Sprintf("%d:%d", ext.first, ext.last), Protocol: protocol, Port: ext.first}
 		sp := resolvePort(cfg, svc, port, family, clusterIP, all, slices, ext)
 		for i := range sp.Frontends {

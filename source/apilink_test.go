@@ -84,7 +84,7 @@ func TestUnreachableAPIServerIsOneShortLine(t *testing.T) {
 	}
 }
 
-// What timed out is said to have, and the whole error stays there for who asks.
+// A time-out is named as one, and the error still wraps its cause.
 func TestAPIErrorKeepsItsCause(t *testing.T) {
 	cause := &url.Error{Op: "Get", URL: "https://10.0.0.1:6443/api/v1/nodes?limit=500", Err: context.DeadlineExceeded}
 	err := apiError("list", "Node", cause)

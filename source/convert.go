@@ -141,7 +141,7 @@ func convertEndpointSlice(in *discovery.EndpointSlice) (*service.EndpointSlice, 
 	for i, p := range in.Ports {
 		field := fmt.Sprintf("ports[%d]", i)
 		if p.Port == nil || *p.Port == 0 {
-			continue // all ports, which a proxy can not translate
+			continue // all ports, which a proxy cannot translate
 		}
 		var proto v1.Protocol
 		if p.Protocol != nil {

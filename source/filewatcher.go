@@ -7,15 +7,16 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// FileWatcher tells of changes in directories. On a node where others hold all of inotify's
-// instances it tells nothing, and who waits for it looks by itself now and then.
+// FileWatcher reports changes in directories. Where no instance of inotify is free it reports
+// nothing: then its user reads the files each second (Period). It is not safe for concurrent use.
 type FileWatcher struct {
 	Events <-chan fsnotify.Event
 	Errors <-chan error
 	inner  *fsnotify.Watcher // nil where there is none
 }
 
-// NewFileWatcher makes a watcher for what is at path, and logs why there is none.
+// NewFileWatcher makes a watcher for the file or directory at path. If inotify refuses, it
+// logs why.
 func NewFileWatcher(path string, log *slog.Logger) *FileWatcher {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {

@@ -38,7 +38,7 @@ const (
 //
 // It is built of client-go's reflectors, the lower half of informers: their
 // upper half would keep every object a second time. A list that a reflector
-// had to repeat replaces the whole set. While the API server can not be
+// had to repeat replaces the whole set. While the API server cannot be
 // reached nothing is reported, so that what works stays.
 type Kubernetes struct {
 	Client   kubernetes.Interface

@@ -45,14 +45,14 @@ func listWatch[L listObject](link *apiLink, what string, api listWatcher[L], sel
 	}
 }
 
-// apiLink tells in the log, once for each time, that the API server can not be
+// apiLink tells in the log, once for each time, that the API server cannot be
 // used, and that it can again. It is safe for concurrent use.
 type apiLink struct {
 	log *slog.Logger
 
 	mu      sync.Mutex
 	since   time.Time         // when the first of failing failed
-	failing map[string]string // kinds that can not be read, with the error
+	failing map[string]string // kinds that cannot be read, with the error
 }
 
 // outcome takes in how a call for objects of a kind went.
@@ -77,7 +77,7 @@ func (l *apiLink) outcome(ctx context.Context, verb, what string, err error) {
 		// Where the server is away all kinds fail alike, and one line is enough;
 		// where a permission is missing each kind has its own.
 		if len(l.failing) == 0 || isRefusal(err) && before != err.Error() {
-			l.log.Error("API server can not be used; what works is kept", "error", err)
+			l.log.Error("API server cannot be used; what works is kept", "error", err)
 		}
 		l.failing[what] = err.Error()
 	case failed:

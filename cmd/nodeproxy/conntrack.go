@@ -62,7 +62,7 @@ func (o *conntrackOptions) follow(ctx context.Context, dir string, missing bool,
 	}
 }
 
-// set writes the sysctls. What can not be written is told in the log and
+// set writes the sysctls. What cannot be written is told in the log and
 // stays: translation works without. Without conntrack there is nothing to set
 // yet, which it reports.
 func (o *conntrackOptions) set(dir string, log *slog.Logger) (missing bool) {

@@ -50,7 +50,7 @@ func (w *eventWriter) run(ctx context.Context) error {
 	return nil
 }
 
-// serverFailed returns what reports that one of the two servers can not start.
+// serverFailed returns what reports that one of the two servers cannot start.
 func (w *eventWriter) serverFailed(reason string) func(error) {
 	return func(err error) {
 		if w.recorder != nil {

@@ -32,7 +32,7 @@ type kubeProxyOptions struct {
 func (o *kubeProxyOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.config, "config", "", "kube-proxy's configuration file (KubeProxyConfiguration); what it says takes the place of kube-proxy's flags, except --hostname-override and --mode")
 	f.StringVar(&o.bindAddress, "bind-address", "0.0.0.0", "primary address of this node, as --node-ip; nothing is bound to it")
-	f.BoolVar(&o.bindAddressHardFail, "bind-address-hard-fail", false, "end if the address for health checks or metrics can not be bound")
+	f.BoolVar(&o.bindAddressHardFail, "bind-address-hard-fail", false, "end if the address for health checks or metrics cannot be bound")
 	f.StringVar(&o.healthzBindAddress, "healthz-bind-address", "0.0.0.0:10256", "address and port (default 10256) of /healthz and /livez; empty for none")
 	f.StringVar(&o.metricsBindAddress, "metrics-bind-address", "127.0.0.1:10249", "address and port (default 10249) of /metrics, /proxyMode and /configz; empty for none")
 	f.BoolVar(&o.profiling, "profiling", false, "serve /debug/pprof beside /metrics")

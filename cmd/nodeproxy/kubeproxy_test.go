@@ -136,7 +136,7 @@ func TestWrongConfigurationIsRefused(t *testing.T) {
 	}
 }
 
-// A file that changes ends the agent, to be started again; one that can not be
+// A file that changes ends the agent, to be started again; one that cannot be
 // read does not.
 func TestConfigurationIsWatched(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "config.conf")

@@ -204,7 +204,7 @@ func (c *kubeProxyConfig) apply(f *pflag.FlagSet) error {
 var errConfigChanged = errors.New("the configuration file has changed: ending, to be started again with what it says now")
 
 // watchConfig returns errConfigChanged when the file says something else, and
-// can be read. A file that can not be is reported, and changes nothing.
+// can be read. A file that cannot be is reported, and changes nothing.
 func watchConfig(ctx context.Context, path string, before []byte, log *slog.Logger) error {
 	w := source.NewFileWatcher(path, log)
 	defer w.Close()
@@ -227,7 +227,7 @@ func watchConfig(ctx context.Context, path string, before []byte, log *slog.Logg
 		switch {
 		case err != nil && err.Error() != said:
 			said = err.Error()
-			log.Error("configuration file can not be used; what it said before holds", "error", err)
+			log.Error("configuration file cannot be used; what it said before holds", "error", err)
 		case err == nil && !bytes.Equal(now.data, before):
 			return errConfigChanged
 		}

@@ -49,7 +49,7 @@ func (p *podFinder) find(ctx context.Context, pod service.Name) ([]netip.Addr, e
 	}
 	object, err := p.client.CoreV1().Pods(pod.Namespace).Get(ctx, pod.Name, metav1.GetOptions{})
 	if err != nil {
-		return nil, fmt.Errorf("pod %s is no endpoint of a Service, and can not be read: %w; give its address instead", pod, err)
+		return nil, fmt.Errorf("pod %s is no endpoint of a Service, and cannot be read: %w; give its address instead", pod, err)
 	}
 	for _, ip := range object.Status.PodIPs {
 		if a, err := netip.ParseAddr(ip.IP); err == nil {
@@ -100,7 +100,7 @@ func (p *podFinder) inFiles(pod service.Name) ([]netip.Addr, error) {
 	return unique(found), nil
 }
 
-// podInManifest passes over what it can not read: the source has told of it.
+// podInManifest passes over what it cannot read: the source has told of it.
 func podInManifest(data []byte, pod service.Name) (found []netip.Addr) {
 	for docs := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(data), 4096); ; {
 		var object struct {

@@ -154,7 +154,7 @@ func (f *endpointFinder) forward(cmd *cobra.Command, kind string, name service.N
 				return err
 			}
 			pick = func(context.Context) (netip.AddrPort, error) { return at, nil }
-		} else if _, err := pick(ctx); err != nil { // what can not work is said at once
+		} else if _, err := pick(ctx); err != nil { // what cannot work is said at once
 			return err
 		}
 		for _, address := range addresses {

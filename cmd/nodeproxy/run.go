@@ -216,7 +216,7 @@ func (a *agent) drive(ctx context.Context) error {
 // ask serves the operator's questions. Without a socket the agent goes on.
 func (a *agent) ask(ctx context.Context, socket *admin.Server) error {
 	if err := socket.Run(ctx); err != nil {
-		a.log.Error("nodeproxy status and the like can not ask this agent", "error", err)
+		a.log.Error("nodeproxy status and the like cannot ask this agent", "error", err)
 	}
 	return nil
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/nodeproxy/nodeproxy/health"
 )
 
-// bindRetry is how often an address that can not be bound is tried again
+// bindRetry is how often an address that cannot be bound is tried again
 // (kube-proxy's time).
 const bindRetry = 5 * time.Second
 
@@ -55,7 +55,7 @@ type server struct {
 	handler  http.Handler
 	hardFail bool
 	slow     bool // answers may take long, as a profile does
-	// failed, if set, is told that the address can not be bound.
+	// failed, if set, is told that the address cannot be bound.
 	failed func(error)
 	log    *slog.Logger
 }
@@ -99,7 +99,7 @@ func (s *server) listen(ctx context.Context) (net.Listener, error) {
 			return nil, fmt.Errorf("serve %s: %w", s.what, err)
 		}
 		if !said {
-			s.log.Error("address can not be bound; trying again", "for", s.what, "error", err, "every", bindRetry)
+			s.log.Error("address cannot be bound; trying again", "for", s.what, "error", err, "every", bindRetry)
 			said = true
 		}
 		select {

@@ -107,7 +107,7 @@ func verify(ctx context.Context, dp dataplane.Dataplane) ([]view.Difference, err
 	case *iptables.Dataplane:
 		return d.Verify(ctx)
 	}
-	return nil, errors.New("this mode can not be compared with the kernel")
+	return nil, errors.New("this mode cannot be compared with the kernel")
 }
 
 // askRepair has the loop make a full sync.

@@ -404,7 +404,7 @@ const (
 type bpfSourceUse struct {
 	_        structs.HostLayout
 	Window   uint32
-	HalfOpen uint32
+	HalfOpen int32
 }
 
 type bpfTuple struct {

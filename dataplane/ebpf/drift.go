@@ -46,7 +46,7 @@ func (d *Dataplane) noteDrift(is *contents) uint64 {
 	n := uint64(len(compareContents(d.planner.kernel, is)))
 	for _, hook := range d.lostHooks() {
 		if err := hook.mend(); err != nil {
-			d.o.Logger.Error("programs can not be put back", "hook", hook.name, "error", err)
+			d.o.Logger.Error("programs cannot be put back", "hook", hook.name, "error", err)
 			continue
 		}
 		n++

@@ -104,7 +104,7 @@ func (r *Reader) copyProgram(name string) (*ebpf.Collection, error) {
 		spec.Maps[name].MaxEntries = m.MaxEntries()
 	}
 	spec.Maps[bpfMapServiceCounts].MaxEntries = spec.Maps[bpfMapServices].MaxEntries
-	for _, name := range []string{bpfMapFlows, bpfMapPairs} {
+	for _, name := range []string{bpfMapFlows, bpfMapPairs, bpfMapSources, bpfMapHalfOpen} {
 		spec.Maps[name].MaxEntries = 4 * explainRuns
 	}
 	if err := setConstants(spec, &r.o, probeFeatures(&r.o)); err != nil {

@@ -45,24 +45,21 @@ type flood struct {
 	rate   atomic.Int64 // a second
 	sent   atomic.Int64
 	source func(*rand.Rand) string
+	acks   bool // forged ones follow the SYNs
 	cancel context.CancelFunc
 	done   sync.WaitGroup
 }
 
 // startFlood begins a flood from the client's machine.
-func (n *testNet) startFlood(t *testing.T, rate int64, source func(*rand.Rand) string) *flood {
+func (n *testNet) startFlood(t *testing.T, rate int64, acks bool, source func(*rand.Rand) string) *flood {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	fl := &flood{source: source, cancel: cancel}
+	fl := &flood{source: source, acks: acks, cancel: cancel}
 	fl.rate.Store(rate)
-	var host net.HardwareAddr
-	in(t, n.node, func() error {
-		l, err := net.InterfaceByName("eth0")
-		if err == nil {
-			host = l.HardwareAddr
-		}
-		return err
-	})
+	host, err := n.hostAddr()
+	if err != nil {
+		t.Fatal(err)
+	}
 	fl.done.Add(1)
 	go func() {
 		defer fl.done.Done()
@@ -80,34 +77,42 @@ func (fl *flood) stop() {
 }
 
 func (fl *flood) run(ctx context.Context, host net.HardwareAddr) error {
-	l, err := net.InterfaceByName("eth0")
+	wire, err := openSender()
 	if err != nil {
 		return err
 	}
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
+	defer wire.Close()
 	rng := rand.New(rand.NewPCG(1, 2))
 	const pause = 2 * time.Millisecond
 	for ctx.Err() == nil {
 		next := time.Now().Add(pause)
 		for range fl.rate.Load() * int64(pause) / int64(time.Second) {
-			from := fl.source(rng)
-			to := nodeIP[0]
-			if strings.Contains(from, ":") {
-				to = nodeIP[1]
-			}
-			packet := frame{proto: service.TCP, flags: syn, seq: rng.Uint32()}.to(from, uint16(1024+rng.IntN(60000)), to, 30080).bytes()
-			copy(packet, host)
-			err := unix.Sendto(fd, packet, 0, &unix.SockaddrLinklayer{Ifindex: l.Index})
-			if err != nil && !errors.Is(err, unix.ENOBUFS) {
-				return fmt.Errorf("send a SYN: %w", err)
+			if err := fl.sendOne(wire, host, rng); err != nil {
+				return err
 			}
 			fl.sent.Add(1)
 		}
 		time.Sleep(time.Until(next))
+	}
+	return nil
+}
+
+// sendOne sends a SYN, and where the forger tries to pass for a client, an ACK after it.
+func (fl *flood) sendOne(wire *sender, host net.HardwareAddr, rng *rand.Rand) error {
+	from, port, to := fl.source(rng), uint16(1024+rng.IntN(60000)), nodeIP[0]
+	if strings.Contains(from, ":") {
+		to = nodeIP[1]
+	}
+	flags := []byte{syn}
+	if fl.acks {
+		flags = append(flags, ack)
+	}
+	for _, f := range flags {
+		packet := frame{proto: service.TCP, flags: f, seq: rng.Uint32(), ack: rng.Uint32()}.to(from, port, to, 30080).bytes()
+		copy(packet, host)
+		if err := wire.send(packet); err != nil && !errors.Is(err, unix.ENOBUFS) {
+			return fmt.Errorf("send a forged segment: %w", err)
+		}
 	}
 	return nil
 }
@@ -196,12 +201,13 @@ func (n *testNet) tracked(t *testing.T) (count, max int) {
 }
 
 // TestFloodOfSYNs fills conntrack with forged SYNs, and goes on at 20,000 a second: 99 of
-// 100 honest connections succeed. One source alone, then, cannot hold more than its share.
+// 100 honest connections succeed. One source alone cannot hold more than its share, also if it
+// forges ACKs.
 func TestFloodOfSYNs(t *testing.T) {
 	eachWay(t, func(t *testing.T, n *testNet, d *Dataplane) {
 		_, most := n.tracked(t)
 		n.fillConntrack(t, most)
-		fl := n.startFlood(t, 20_000, anySource)
+		fl := n.startFlood(t, 20_000, false, anySource)
 		within(t, time.Minute, "conntrack is full", func() bool { count, max := n.tracked(t); return count >= max-max/50 })
 		time.Sleep(2 * pressurePause) // the agent asks how full it is
 		before, began := fl.sent.Load(), time.Now()
@@ -221,7 +227,7 @@ func TestFloodOfSYNs(t *testing.T) {
 			t.Errorf("%d of 100 honest connections failed", failed)
 		}
 		fl.stop()
-		one := n.startFlood(t, 20_000, func(*rand.Rand) string { return "198.51.100.7" })
+		one := n.startFlood(t, 20_000, true, func(*rand.Rand) string { return "198.51.100.7" })
 		eventually(t, "one source is limited", func() bool { return d.metric(t, bpfReasonREASON_SOURCE_SHARE) > 1000 })
 		if a, err := ask(n.client, networks[0][0], join(nodeIP[0], "30080")); err != nil || a.name != "a" {
 			t.Errorf("beside a source that is limited: %v %v", a, err)

@@ -121,10 +121,10 @@ func addHooks(nft *nftables.Conn, family nftables.TableFamily, table string) {
 	}
 }
 
-// invalidRules are those of invalidChain, as nft writes them:
+// invalidRules are those of invalidChain, as nft writes them. All other packets meet the first only.
 //
+//	meta priority & 0xfffffffe != PRIORITY_SERVICE return
 //	meta priority PRIORITY_NO_ROOM counter drop
-//	meta priority != PRIORITY_SERVICE return
 //	ct state invalid counter drop
 //	meta priority set 0
 func invalidRules() [][]expr.Any {
@@ -132,11 +132,13 @@ func invalidRules() [][]expr.Any {
 	sign := binary.NativeEndian.AppendUint32(nil, uint32(bpfPacketPriorityPRIORITY_SERVICE))
 	invalid := binary.NativeEndian.AppendUint32(nil, expr.CtStateBitINVALID)
 	none := make([]byte, 4)
+	both := binary.NativeEndian.AppendUint32(nil, ^uint32(1)) // the two priorities differ in one bit
 	return [][]expr.Any{
+		{&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: 1},
+			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: both, Xor: none},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: sign}, &expr.Verdict{Kind: expr.VerdictReturn}},
 		{&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: noRoom},
 			&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}},
-		{&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: sign},
-			&expr.Verdict{Kind: expr.VerdictReturn}},
 		{&expr.Ct{Key: expr.CtKeySTATE, Register: 1}, &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: invalid, Xor: none},
 			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: none}, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}},
 		{&expr.Immediate{Register: 1, Data: none}, &expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: 1}},

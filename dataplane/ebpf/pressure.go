@@ -49,7 +49,7 @@ func (d *Dataplane) followPressure(ctx context.Context) {
 		if err == nil {
 			if share == 0 && next > 0 {
 				d.o.Logger.Warn("conntrack is more than half full: half-open flows of one source are limited",
-					"most in 32 s", next, "to do", "raise net.netfilter.nf_conntrack_max, or see `conntrack -L` for who fills it")
+					"most in 32 s", next, "to do", "raise net.netfilter.nf_conntrack_max, or list the entries by `conntrack -L`")
 			}
 			share = next
 		}

@@ -18,7 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/nodeproxy/nodeproxy/service"
@@ -100,7 +99,7 @@ func TestP24Loopback(t *testing.T) {
 				answers.Add(1)
 			}
 		})
-		in(t, b.n.client, func() error { return sendFrame(packet) })
+		in(t, b.n.client, func() error { return sendFrame(packet, everybody) })
 		time.Sleep(50 * time.Millisecond)
 		if answers.Load() > 0 || len(b.flows(t)) > 0 {
 			t.Errorf("%s: %d answers, %d halves of flows", name, answers.Load(), len(b.flows(t)))
@@ -110,22 +109,6 @@ func TestP24Loopback(t *testing.T) {
 	if !bytes.Equal(before, after) {
 		t.Errorf("route_localnet was %s and is %s", before, after)
 	}
-}
-
-// sendFrame puts a frame on eth0 of the thread's namespace, for everybody.
-func sendFrame(packet []byte) error {
-	l, err := netlink.LinkByName("eth0")
-	if err != nil {
-		return err
-	}
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	packet = bytes.Clone(packet)
-	copy(packet, []byte{255, 255, 255, 255, 255, 255})
-	return unix.Sendto(fd, packet, 0, &unix.SockaddrLinklayer{Ifindex: l.Attrs().Index})
 }
 
 // TestP26HostNetwork: clients and backends in the host's own network.

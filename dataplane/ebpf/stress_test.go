@@ -221,7 +221,7 @@ func (s *stress) one(network, from, to string, rng *rand.Rand) {
 	}
 }
 
-// drain reads what came for who had the port before.
+// drain discards the answers to the socket that had the port before.
 func drain(c net.Conn) {
 	c.SetReadDeadline(time.Now().Add(time.Millisecond))
 	for buf := make([]byte, 2048); ; {

@@ -170,30 +170,11 @@ func (n *testNet) sendTo(f frame) error { return n.sendBytes(f.bytes()) }
 
 // sendBytes puts a frame from the client on the wire, for the node.
 func (n *testNet) sendBytes(packet []byte) error {
-	var host net.HardwareAddr
-	err := inNS(n.node, func() error {
-		l, err := net.InterfaceByName("eth0")
-		if err == nil {
-			host = l.HardwareAddr
-		}
-		return err
-	})
+	host, err := n.hostAddr()
 	if err != nil {
 		return err
 	}
-	copy(packet, host)
-	return inNS(n.client, func() error {
-		l, err := net.InterfaceByName("eth0")
-		if err != nil {
-			return err
-		}
-		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		return unix.Sendto(fd, packet, 0, &unix.SockaddrLinklayer{Ifindex: l.Index})
-	})
+	return inNS(n.client, func() error { return sendFrame(packet, host) })
 }
 
 // TestConntrackSeesTheEnd: a connection that was on the fast way, and is closed or

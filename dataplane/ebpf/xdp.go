@@ -142,7 +142,7 @@ func (i *interfaces) attachXDP(l netlink.Link) error {
 	case errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST):
 		return fmt.Errorf("another program is there: %w", err)
 	case errors.Is(err, unix.EOPNOTSUPP):
-		return fmt.Errorf("the driver can not, use generic or off: %w", err)
+		return fmt.Errorf("the driver cannot, use generic or off: %w", err)
 	case err != nil:
 		return err
 	}

@@ -184,7 +184,7 @@ func Detect(ctx context.Context) (Backend, error) {
 			if b == BackendLegacy && !k.legacyTableExists(table) {
 				continue
 			}
-			// A table that can not be read holds no rules.
+			// A table that cannot be read holds no rules.
 			out, err := k.saveTable(ctx, table)
 			if err != nil {
 				continue

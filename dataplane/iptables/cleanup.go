@@ -12,7 +12,7 @@ import (
 
 // Cleanup removes our chains and the jumps to them, from both back ends and
 // both families, and nothing else. Conntrack entries stay, so that connections
-// that are open go on. What can not be removed is in the error; the rest is
+// that are open go on. What cannot be removed is in the error; the rest is
 // removed all the same. It needs no agent to have run before.
 func Cleanup(ctx context.Context) error { return remove(ctx, ours, "nat", "filter") }
 

@@ -63,7 +63,7 @@ type Dataplane struct {
 // a rule twice as large.
 const manyServices = 1000
 
-// New probes the node. It writes nothing. It fails if IPv4 can not be
+// New probes the node. It writes nothing. It fails if IPv4 cannot be
 // programmed; without IPv6 it goes on with IPv4 alone and says so.
 func New(ctx context.Context, opts Options) (*Dataplane, error) {
 	if opts.MasqueradeBit < 0 || opts.MasqueradeBit > 31 {
@@ -176,7 +176,7 @@ func (d *Dataplane) warnUnsupported(table *service.Table, changed []service.Name
 		res := table.Services[name]
 		maglev := res != nil && slices.ContainsFunc(res.Ports, func(sp service.ServicePort) bool { return sp.Algorithm == service.Maglev })
 		if maglev && !d.warned[name] {
-			d.opts.Log.Warn("netfilter can not choose by maglev: endpoints are chosen at random", "service", name.String())
+			d.opts.Log.Warn("netfilter cannot choose by maglev: endpoints are chosen at random", "service", name.String())
 		}
 		if d.warned[name] = maglev; !maglev {
 			delete(d.warned, name)

@@ -208,7 +208,7 @@ func (d *Dataplane) setWatched(ctx context.Context, on bool) error {
 func (d *Dataplane) Watch(ctx context.Context, owner func(func()) error, ready func(), emit func(view.Event)) error {
 	log, err := d.startLog(ctx, owner)
 	if err != nil {
-		d.opts.Log.Warn("who is refused can not be shown to who watches; packets are counted instead", "error", err)
+		d.opts.Log.Warn("refused packets cannot be shown to `nodeproxy watch`; they are counted instead", "error", err)
 		return d.Reader().Watch(ctx, ready, emit)
 	}
 	defer log.Close()

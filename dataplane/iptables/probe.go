@@ -42,7 +42,7 @@ func (r *ruleset) probeFilter() string { return probeMatch(probes[r.family].drop
 // Probe proves the data path (pitfall P50) with datagrams that pass from the
 // jumps in the OUTPUT chains through our own: one that has to be translated, and
 // one that has to be dropped. It runs in the node's network namespace, may be
-// called beside Sync, and tells nothing where it can not listen.
+// called beside Sync, and tells nothing where it cannot listen.
 func (d *Dataplane) Probe(ctx context.Context) error {
 	var errs []error
 	for f, fam := range d.families {

@@ -66,7 +66,7 @@ type listener interface {
 }
 
 // set makes a node port lead to a target; nil ends it. Connections that are
-// open go on. What can not be listened on is an error; the caller tries again
+// open go on. What cannot be listened on is an error; the caller tries again
 // with its next full sync.
 func (r *relays) set(k key, t *target) error {
 	l := r.open[k]

@@ -54,7 +54,7 @@ func (t *tcpListener) accept() {
 }
 
 // relay joins a client to a backend until both have said all. A backend that
-// can not be reached is a reset for the client.
+// cannot be reached is a reset for the client.
 func (t *tcpListener) relay(client *net.TCPConn) {
 	backend := t.pick(time.Now())
 	conn, err := net.DialTimeout(t.network, backend.String(), dialTimeout)

@@ -68,7 +68,7 @@ add:
 {{- define "nodeproxy.hostVolumes" -}}
 - name: run
   hostPath: {path: /run/nodeproxy, type: DirectoryOrCreate}
-- name: xtables-lock  # shared with whoever else writes rules
+- name: xtables-lock  # shared with other programs that write rules
   hostPath: {path: /run/xtables.lock, type: FileOrCreate}
 - name: modules
   hostPath: {path: /lib/modules}
