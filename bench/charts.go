@@ -28,6 +28,7 @@ var colours = map[string]color.RGBA{
 	Bare:        {0x77, 0x77, 0x77, 0xff},
 	IPTablesNFT: {0x1f, 0x5f, 0xa8, 0xff}, IPTablesLegacy: {0x7a, 0xb3, 0xe8, 0xff},
 	EBPF: {0x1b, 0x7d, 0x3b, 0xff}, EBPFPackets: {0x7f, 0xc9, 0x7f, 0xff},
+	EBPFStack: {0x00, 0x8b, 0x8b, 0xff}, EBPFBefore: {0x8b, 0x5a, 0x2b, 0xff}, EBPFPacketsBefore: {0xc9, 0xa6, 0x6b, 0xff},
 	KubeProxyIPTables: {0xd9, 0x5f, 0x02, 0xff}, KubeProxyNFTables: {0xb2, 0x18, 0x2b, 0xff},
 }
 
@@ -39,6 +40,7 @@ var shapes = map[string]struct {
 	Bare:        {draw.CircleGlyph{}, "●"},
 	IPTablesNFT: {draw.BoxGlyph{}, "■"}, IPTablesLegacy: {draw.SquareGlyph{}, "□"},
 	EBPF: {draw.PyramidGlyph{}, "▲"}, EBPFPackets: {draw.TriangleGlyph{}, "△"},
+	EBPFStack: {draw.RingGlyph{}, "○"}, EBPFBefore: {draw.PyramidGlyph{}, "▲"}, EBPFPacketsBefore: {draw.TriangleGlyph{}, "△"},
 	KubeProxyIPTables: {draw.CrossGlyph{}, "×"}, KubeProxyNFTables: {draw.PlusGlyph{}, "+"},
 }
 

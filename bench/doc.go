@@ -19,11 +19,16 @@ import (
 const (
 	// Bare has no agent: clients dial a Pod's own address, on the way on which
 	// the Service's traffic would go.
-	Bare              = "bare"
-	IPTablesNFT       = "iptables-nft"
-	IPTablesLegacy    = "iptables-legacy"
-	EBPF              = "ebpf"
-	EBPFPackets       = "ebpf-packets" // without socket programs
+	Bare           = "bare"
+	IPTablesNFT    = "iptables-nft"
+	IPTablesLegacy = "iptables-legacy"
+	EBPF           = "ebpf"
+	EBPFPackets    = "ebpf-packets" // without socket programs
+	EBPFStack      = "ebpf-stack"   // the same, and every packet takes the stack way
+	// EBPFBefore and EBPFPacketsBefore are ebpf and ebpf-packets of another nodeproxy
+	// program, [Environment.Before].
+	EBPFBefore        = "ebpf-before"
+	EBPFPacketsBefore = "ebpf-packets-before"
 	KubeProxyIPTables = "kube-proxy-iptables"
 	KubeProxyNFTables = "kube-proxy-nftables"
 )

@@ -19,6 +19,8 @@ var workTexts = map[string]string{
 var columnTexts = map[string]string{
 	Bare: "no agent: clients dial a Pod's own address, on a way with as many hops", IPTablesNFT: "nodeproxy, iptables mode, on nf_tables",
 	IPTablesLegacy: "nodeproxy, iptables mode, on the older tables", EBPF: "nodeproxy, ebpf mode", EBPFPackets: "nodeproxy, ebpf mode, without the programs at sockets",
+	EBPFStack:  "nodeproxy, ebpf mode, without the programs at sockets, every packet through the kernel's own stack",
+	EBPFBefore: "ebpf of the program that --before names", EBPFPacketsBefore: "ebpf-packets of the program that --before names",
 	KubeProxyIPTables: "kube-proxy, mode iptables", KubeProxyNFTables: "kube-proxy, mode nftables",
 }
 

@@ -61,7 +61,7 @@ const (
 // scale is how many Services the columns are asked to bear. iptables has to do
 // work for each of 250,000 endpoints; ebpf has maps.
 var scale = map[string]int{
-	IPTablesNFT: 30000, IPTablesLegacy: 30000, EBPF: 50000, EBPFPackets: 50000,
+	IPTablesNFT: 30000, IPTablesLegacy: 30000, EBPF: 50000, EBPFPackets: 50000, EBPFStack: 50000, EBPFBefore: 50000, EBPFPacketsBefore: 50000,
 	KubeProxyIPTables: 30000, KubeProxyNFTables: 30000,
 }
 
@@ -118,7 +118,7 @@ func PresetOptions(p Preset) Options {
 
 var (
 	controlWorks = []string{WorkStart, WorkChange, WorkChurn, WorkRestart}
-	columnNames  = []string{Bare, IPTablesNFT, IPTablesLegacy, EBPF, EBPFPackets, KubeProxyIPTables, KubeProxyNFTables}
+	columnNames  = []string{Bare, IPTablesNFT, IPTablesLegacy, EBPF, EBPFPackets, EBPFStack, EBPFBefore, EBPFPacketsBefore, KubeProxyIPTables, KubeProxyNFTables}
 	pathNames    = []string{PathCluster, PathNodePortLocal, PathNodePortRemote, PathExternal}
 	workNames    = []string{WorkConnect, WorkConnect8, WorkOpen, WorkClose, WorkRequest, WorkDatagram, WorkTCP1, WorkTCP8, WorkIPerf2}
 )

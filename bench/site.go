@@ -23,6 +23,8 @@ import (
 type Environment struct {
 	// Binary is the nodeproxy program, by default the calling one.
 	Binary string
+	// Before is another nodeproxy program, for the columns that compare with it.
+	Before string
 	// KubeProxy is the kube-proxy program, and KubeBin the directory of etcd and
 	// kube-apiserver, for the columns of kube-proxy.
 	KubeProxy, KubeBin string
@@ -65,14 +67,22 @@ func labOptions(column string, env Environment, n int) lab.Options {
 		o.AgentArgs = append(o.AgentArgs, "--iptables-backend", "nft")
 	case IPTablesLegacy:
 		o.AgentArgs = append(o.AgentArgs, "--iptables-backend", "legacy")
-	case EBPFPackets:
+	case EBPFPackets, EBPFPacketsBefore:
 		o.AgentArgs = append(o.AgentArgs, "--sockets=false")
+	case EBPFStack:
+		o.AgentArgs = append(o.AgentArgs, "--sockets=false", "--forwarding", "stack")
 	}
-	if column == EBPF || column == EBPFPackets {
+	if strings.HasPrefix(column, EBPF) {
 		o.Mode = lab.ModeEBPF
+	}
+	if isBefore(column) {
+		o.AgentBinary = env.Before
 	}
 	return o
 }
+
+// isBefore tells whether a column's agent is the other nodeproxy program.
+func isBefore(column string) bool { return column == EBPFBefore || column == EBPFPacketsBefore }
 
 func clusterCIDRs() string {
 	return lab.ClusterCIDRs[0].String() + "," + lab.ClusterCIDRs[1].String()
@@ -294,6 +304,11 @@ func (e Environment) Tools() map[string]string {
 // Check returns what is missing for a run's columns.
 func (e Environment) Check(o Options) error {
 	for _, c := range o.Columns {
+		if isBefore(c) {
+			if _, err := os.Stat(e.Before); err != nil {
+				return fmt.Errorf("column %s: %w; --before names the other nodeproxy program", c, err)
+			}
+		}
 		if !needsAPI(c, o) {
 			continue
 		}

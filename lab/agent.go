@@ -42,7 +42,7 @@ func (l *Lab) agentArgv(node string, extraArgs []string) ([]string, error) {
 	args := slices.Concat(l.opts.AgentArgs, extraArgs)
 	mode := flagValue(args, "--mode", l.opts.Mode)
 	argv := []string{
-		l.opts.Binary, "run",
+		l.opts.AgentBinary, "run",
 		"--hostname-override", node,
 		"--mode", mode,
 		"--instance", netnsName(l.opts.Name, node),

@@ -35,6 +35,8 @@ type Options struct {
 	// Binary is the nodeproxy program, for the Pods' servers and the agents;
 	// by default the calling program itself.
 	Binary string
+	// AgentBinary is the nodeproxy program of the agents, if that is another one.
+	AgentBinary string
 	// Mode is the agents' --mode, [ModeIPTables] by default.
 	Mode string
 	// AgentArgs are passed to every agent, before the arguments of StartAgent.
@@ -71,6 +73,9 @@ func (o *Options) complete() error {
 			return fmt.Errorf("find own program: %w", err)
 		}
 		o.Binary = binary
+	}
+	if o.AgentBinary == "" {
+		o.AgentBinary = o.Binary
 	}
 	var err error
 	if o.Dir, err = filepath.Abs(o.Dir); err != nil {

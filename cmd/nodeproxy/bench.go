@@ -58,7 +58,7 @@ func (b *benchFlags) register(f *pflag.FlagSet) {
 	f.BoolVar(&b.check, "check", false, "compare with the committed floors, and fail if a ratio is below")
 	f.BoolVar(&b.resume, "resume", false, "go on with the newest run in --out")
 	f.StringVar(&b.out, "out", "bench-results", "directory of result files and reports")
-	f.StringSliceVar(&b.columns, "columns", nil, "who translates: bare, iptables-nft, iptables-legacy, ebpf, ebpf-packets, kube-proxy-iptables, kube-proxy-nftables")
+	f.StringSliceVar(&b.columns, "columns", nil, "who translates: bare, iptables-nft, iptables-legacy, ebpf, ebpf-packets, ebpf-stack, ebpf-before, ebpf-packets-before, kube-proxy-iptables, kube-proxy-nftables")
 	f.IntSliceVar(&b.services, "services", nil, "how many Services there are")
 	f.IntSliceVar(&b.endpoints, "endpoints", nil, "endpoints of the Service that is used: 1, 10, 100, 1000")
 	f.StringSliceVar(&b.positions, "positions", nil, "where the Service that is used stands among all: first, last")
@@ -77,6 +77,7 @@ func (b *benchFlags) register(f *pflag.FlagSet) {
 	f.DurationVar(&b.opts.ChurnDuration, "churn-duration", 0, "how long 100 changes a second are made")
 	f.IntVar(&b.opts.FillerEndpoints, "filler-endpoints", 0, "endpoints of each Service that is not used")
 	f.StringVar(&b.env.KubeProxy, "kube-proxy", "", "a kube-proxy program, to measure it on the same objects")
+	f.StringVar(&b.env.Before, "before", "", "another nodeproxy program, for the columns ebpf-before and ebpf-packets-before")
 	f.StringVar(&b.env.LabName, "lab", bench.LabName(), "what the names of the labs begin with")
 	_ = f.MarkHidden("lab") // for tests; it was defined just now
 	f.StringVar(&b.env.KubeBin, "kube-bin", "bin/kube", "directory of etcd and kube-apiserver for it, as make kube builds them")

@@ -82,7 +82,7 @@ func TestCompletedValues(t *testing.T) {
 		"watch -o ":               {"json"},
 		"top --sort ":             {"connections", "bytes", "drops", "name"},
 		"run --forwarding ":       {"auto", "fast", "stack"},
-		"bench --columns ebpf":    {"ebpf", "ebpf-packets"},
+		"bench --columns ebpf":    {"ebpf", "ebpf-packets", "ebpf-stack", "ebpf-before", "ebpf-packets-before"},
 		"bench --paths cluster,n": {"cluster,nodeport-local", "cluster,nodeport-remote"},
 		"run --source k":          {"kubernetes"},
 		"lab exec node-":          {"node-a", "node-b"},

@@ -36,12 +36,13 @@ const (
 )
 
 // registerMapSizes adds the flags of mapFlags.
-func registerMapSizes(f *pflag.FlagSet, sizes *ebpf.Sizes) {
+func registerMapSizes(f *pflag.FlagSet, sizes *ebpf.Sizes, memory *uint64) {
 	*sizes = ebpf.DefaultSizes()
 	for _, m := range mapFlags {
 		at := m.size(sizes)
 		f.Uint32Var(at, m.name, *at, "most "+m.what+", in ebpf mode")
 	}
+	f.Uint64Var(memory, "ebpf-max-map-memory", 1024, "MiB that the maps of ebpf mode may take when they are full: up to there, a map that is nearly full grows; 0: none grows")
 }
 
 // checkMapSizes returns what is wrong with the sizes.
@@ -61,9 +62,5 @@ func sayMapMemory(o ebpf.Options, log *slog.Logger) {
 		log.Debug("the memory of maps is not known", "error", err)
 		return
 	}
-	var sum uint64
-	for _, m := range maps {
-		sum += m.Bytes
-	}
-	log.Info("memory of maps, at most", "MiB", sum>>20, "flows", o.Sizes.Flows, "backends", o.Sizes.Backends, "services", o.Sizes.Services)
+	log.Info("memory of maps, at most", "MiB", ebpf.TotalMemory(maps)>>20, "may grow to", fmt.Sprint(o.MapMemory>>20, " MiB"), "flows", o.Sizes.Flows, "backends", o.Sizes.Backends, "services", o.Sizes.Services)
 }

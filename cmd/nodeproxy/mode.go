@@ -116,7 +116,7 @@ func (o *runOptions) openMode(ctx context.Context, log *slog.Logger) (*chosen, e
 
 func (o *runOptions) ebpf(log *slog.Logger) ebpf.Options {
 	return ebpf.Options{
-		Instance: o.instance, Sizes: o.sizes, CgroupPath: o.cgroup, PacketsOnly: !o.sockets, Interfaces: o.interfaces,
+		Instance: o.instance, Sizes: o.sizes, MapMemory: o.mapMemory << 20, CgroupPath: o.cgroup, PacketsOnly: !o.sockets, Interfaces: o.interfaces,
 		Forwarding: ebpf.Forwarding(o.forwarding), PingServiceIPs: o.pingServiceIPs, Terminate: ebpf.Terminate(o.terminate), XDP: ebpf.XDP(o.xdp), XDPInterfaces: o.xdpInterfaces, Logger: log,
 	}
 }

@@ -48,6 +48,7 @@ type runOptions struct {
 	removeKubeProxy              bool
 	perBackend                   bool
 	sizes                        ebpf.Sizes
+	mapMemory                    uint64 // MiB
 	logFormat                    string
 	verbosity                    int
 }
@@ -95,7 +96,7 @@ func (o *runOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.xdp, "xdp", string(ebpf.XDPOff), "ebpf mode forwards packets of known flows between uplinks before the stack has them: native (by the driver), generic (slow, for tries) or off; tc and netfilter do not see such packets")
 	f.StringSliceVar(&o.xdpInterfaces, "xdp-interfaces", nil, "patterns of uplinks, for --xdp (default: the interfaces of default routes)")
 	f.StringVar(&o.terminate, "terminate-sockets", string(ebpf.TerminateUDP), "connected sockets that ebpf mode ends with an error when their backend is gone: udp, all or none")
-	registerMapSizes(f, &o.sizes)
+	registerMapSizes(f, &o.sizes, &o.mapMemory)
 	f.BoolVar(&o.removeKubeProxy, "remove-kube-proxy-rules", false, "remove the iptables rules that kube-proxy left, once ours are in place")
 	f.DurationVar(&o.drainPoll, "drain-poll", defaultDrainPoll, "how often the flows of the mode before are counted")
 	_ = f.MarkHidden("drain-poll") // for tests; it was defined just now

@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -11,6 +12,7 @@ import (
 // amounts are entries of maps whose number Services decide on.
 type amounts struct {
 	slots, members, frontends, ranges int
+	ports                             int // of Services that have no ids
 }
 
 func (a *amounts) add(plans []*portPlan, sign int) {
@@ -58,6 +60,7 @@ func (a *amounts) within(limits amounts, each bool) error {
 func (p *planner) admit(name service.Name, r *service.Resolved, old []*portPlan) []*portPlan {
 	p.spent.add(old, -1)
 	delete(p.refused, name)
+	delete(p.unmet, name)
 	plans, err := p.planService(r, old)
 	if err == nil {
 		var own amounts
@@ -67,6 +70,10 @@ func (p *planner) admit(name service.Name, r *service.Resolved, old []*portPlan)
 			all.add(plans, +1)
 			err = all.within(p.limits, false)
 		}
+		own.ports = len(plans)
+		p.note(name, own, err)
+	} else {
+		p.note(name, estimate(r), err)
 	}
 	if err != nil {
 		for _, plan := range plans {
@@ -79,6 +86,26 @@ func (p *planner) admit(name service.Name, r *service.Resolved, old []*portPlan)
 	}
 	p.spent.add(plans, +1)
 	return plans
+}
+
+// estimate is what a Service wants that could not be planned, without weights and Maglev.
+func estimate(r *service.Resolved) amounts {
+	a := amounts{ports: len(r.Ports)}
+	for i := range r.Ports {
+		sp := &r.Ports[i]
+		backends := len(sp.Backends[0]) + len(sp.Backends[1])
+		a.slots += backends
+		a.members += backends
+		a.frontends += len(sp.Frontends)
+	}
+	return a
+}
+
+// note keeps what a Service wants that all of them together leave no room for.
+func (p *planner) note(name service.Name, own amounts, err error) {
+	if errors.Is(err, ErrMapFull) {
+		p.unmet[name] = own
+	}
 }
 
 // Refused implements dataplane.Refuser.

@@ -22,6 +22,8 @@ const settleEvery = 2 * time.Second
 func (d *Dataplane) Counts(context.Context) ([]view.Count, error) {
 	d.settling.Lock()
 	defer d.settling.Unlock()
+	d.inUse.RLock()
+	defer d.inUse.RUnlock()
 	if time.Since(d.settled) > settleEvery {
 		if _, err := runCollect(d.objs.Collect, d.o.Timeouts, 0); err != nil {
 			return nil, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,10 +22,7 @@ import (
 type Dataplane struct {
 	o        Options
 	features kernelFeatures
-	objs     *objects
-	filter   *flowFilter
-	maps     writer
-	read     func() (*contents, error)
+	reader   *Reader
 	ns       netns.NsHandle
 	stop     context.CancelFunc
 	done     sync.WaitGroup
@@ -34,20 +32,27 @@ type Dataplane struct {
 
 	wayNow atomic.Pointer[Way] // way, for who does not hold mu
 
+	// inUse is held for reading by who uses the holding without mu, and with mu for
+	// writing by who changes it. It comes before mu.
+	inUse sync.RWMutex
+	holding
+
+	saidTooLittle string // what was last said of maps that cannot grow
+	stuck         bool   // they did not, and are not tried again before the next full sync
+
 	settling sync.Mutex // of what follows
 	settled  time.Time  // when flows were last taken into the counters for Counts
 
 	close  sync.Once
 	closed error // what closing came to
 
-	mu         sync.Mutex // of what follows
-	planner    *planner
-	interfaces *interfaces
-	unsure     bool // the last Sync failed: the mirror may be wrong
-	synced     bool // some Sync did not fail: there is a mirror
-	way        Way  // that packets take
-	othersNAT  bool // another program translates what leaves the node
-	waiting    bool // to attach, until the maps are filled: another layout's programs work meanwhile
+	mu        sync.Mutex // of what follows
+	planner   *planner
+	unsure    bool // the last Sync failed: the mirror may be wrong
+	synced    bool // some Sync did not fail: there is a mirror
+	way       Way  // that packets take
+	othersNAT bool // another program translates what leaves the node
+	waiting   bool // to attach, until the maps are filled: another layout's programs work meanwhile
 }
 
 // New loads the programs, takes over what an earlier agent of the instance left
@@ -74,21 +79,28 @@ func New(o Options) (*Dataplane, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := p.removeNext(); err != nil {
+		return nil, err
+	}
 	objs, err := loadObjects(&o, p, f)
 	if err != nil {
 		return nil, err
 	}
-	d := &Dataplane{o: o, features: f, objs: objs, filter: &flowFilter{maps: &objs.bpfMaps, dir: p.maps}, planner: newPlanner(objs.Services.MaxEntries()), lost: make(chan struct{}, 1)}
-	d.planner.limits = amounts{slots: int(objs.Backends.MaxEntries()), members: int(objs.Members.MaxEntries()),
-		frontends: int(objs.Frontends.MaxEntries()), ranges: int(objs.SourceRanges.MaxEntries())}
-	km := newKernelMaps(&objs.bpfMaps)
-	d.maps, d.read = km, km.read
-	if !o.Drain {
-		d.interfaces = &interfaces{o: &d.o, objs: objs, pins: p, features: f, attached: map[int]string{},
-			accelerated: map[int]bool{}, refused: map[int]bool{}}
-	}
+	asked := o.Sizes
+	o.Sizes = sizesOf(&objs.bpfMaps)
+	d := &Dataplane{o: o, features: f, reader: &Reader{o}, planner: newPlanner(o.Sizes.Services), lost: make(chan struct{}, 1)}
+	d.planner.limits = limitsOf(o.Sizes)
+	d.holding = d.hold(objs, p)
 	if err := d.start(p); err != nil {
 		return nil, errors.Join(err, objs.Close())
+	}
+	if smaller := asked.smallerThan(o.Sizes); len(smaller) > 0 {
+		o.Logger.Info("maps keep their larger sizes until a clean-up", "maps", strings.Join(smaller, ", "))
+	}
+	if larger := o.Sizes.atLeast(asked); larger != o.Sizes && !o.Drain {
+		if err := d.resize(larger); err != nil {
+			o.Logger.Warn("maps keep the sizes that they have", "error", err)
+		}
 	}
 	return d, nil
 }
@@ -102,34 +114,42 @@ func (d *Dataplane) start(p pins) error {
 		return fmt.Errorf("network namespace: %w", err)
 	}
 	d.ns = ns
+	if d.waiting = !d.o.Drain && p.hasOtherLayouts(); d.waiting {
+		d.interfaces.waiting = true
+	} else if !d.o.Drain {
+		err = d.attach(p)
+	}
+	if err == nil {
+		err = d.work()
+	}
+	if err != nil {
+		return errors.Join(err, ns.Close())
+	}
+	return nil
+}
+
+// work begins all that goes on beside Sync; pause ends it, and waits for the end.
+func (d *Dataplane) work() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	d.stop = cancel
-	if d.o.Drain {
-		d.done.Add(1)
-		go d.collect(ctx)
-		return nil
-	}
-	if d.waiting = p.hasOtherLayouts(); d.waiting {
-		d.interfaces.waiting = true
-	} else if err := d.attach(p); err != nil {
-		cancel()
-		return errors.Join(err, ns.Close())
-	}
-	if err := d.watch(ctx); err != nil {
-		cancel()
-		return errors.Join(err, ns.Close())
-	}
-	if err := d.serveTracked(ctx); err != nil {
-		cancel()
-		return errors.Join(err, ns.Close())
+	if !d.o.Drain {
+		if err := errors.Join(d.watch(ctx), d.serveTracked(ctx)); err != nil {
+			d.pause()
+			return err
+		}
 	}
 	d.done.Add(1)
 	go d.collect(ctx)
-	if o := d.o; !o.PacketsOnly && o.Terminate != TerminateNone {
+	if o := d.o; !o.Drain && !o.PacketsOnly && o.Terminate != TerminateNone {
 		d.done.Add(1)
 		go d.terminate(ctx)
 	}
 	return nil
+}
+
+func (d *Dataplane) pause() {
+	d.stop()
+	d.done.Wait()
 }
 
 func (d *Dataplane) attach(p pins) error {
@@ -264,13 +284,31 @@ func (d *Dataplane) collect(ctx context.Context) {
 }
 
 // Sync implements [dataplane.Dataplane]. It is safe beside the programs and the
-// goroutines of d, not beside itself.
+// goroutines of d, not beside itself. Maps without room for the table grow, if they may.
 func (d *Dataplane) Sync(ctx context.Context, table *service.Table, changed []service.Name) error {
+	if changed == nil {
+		d.stuck = false
+	}
+	for {
+		larger, err := d.sync(ctx, table, changed)
+		if err != nil || larger == nil {
+			return err
+		}
+		if err := d.resize(*larger); err != nil { // the others are served
+			d.o.Logger.Warn("maps do not grow", "error", err)
+			d.stuck = true
+		}
+		changed = nil
+	}
+}
+
+// sync is Sync with the maps that there are. It writes nothing if larger ones are to be
+// had first, and returns their sizes: what is served goes on meanwhile.
+func (d *Dataplane) sync(ctx context.Context, table *service.Table, changed []service.Name) (larger *Sizes, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var writes []write
 	var drifted uint64
-	var err error
 	if changed == nil || d.unsure {
 		writes, drifted, err = d.planFull(ctx, table)
 	} else {
@@ -278,13 +316,18 @@ func (d *Dataplane) Sync(ctx context.Context, table *service.Table, changed []se
 	}
 	d.unsure = true
 	if err == nil {
+		if larger, err = d.larger(); larger != nil {
+			return larger, nil
+		}
+	}
+	if err == nil {
 		err = d.planner.carryOut(ctx, d.maps, writes)
 	}
 	if err == nil && d.waiting {
 		err = d.upgrade(ctx, table)
 	}
 	if err != nil {
-		return fmt.Errorf("ebpf: sync: %w", err)
+		return nil, fmt.Errorf("ebpf: sync: %w", err)
 	}
 	d.unsure, d.synced = false, true
 	if drifted > 0 {
@@ -297,7 +340,7 @@ func (d *Dataplane) Sync(ctx context.Context, table *service.Table, changed []se
 		default: // it is about to look anyway
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 // planFull reads the kernel and plans the way from there. It also returns how
@@ -362,8 +405,7 @@ func (d *Dataplane) inNamespace(f func() error) error {
 // Closing twice is no error.
 func (d *Dataplane) Close() error {
 	d.close.Do(func() {
-		d.stop()
-		d.done.Wait()
+		d.pause()
 		d.closed = errors.Join(d.ns.Close(), d.objs.Close())
 	})
 	return d.closed

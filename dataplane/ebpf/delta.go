@@ -62,6 +62,8 @@ type planner struct {
 	// have, and spent what they do.
 	refused       map[service.Name]string
 	limits, spent amounts
+	// unmet is what those of refused want that would fit into larger maps.
+	unmet map[service.Name]amounts
 }
 
 // portUse is a port number with one bit of the ports map.
@@ -84,7 +86,7 @@ func (p *planner) reset() {
 	p.portUse = map[portUse]int{}
 	p.ids = map[uint32]struct{}{}
 	p.newest = map[uint32]uint32{}
-	p.refused, p.spent = map[service.Name]string{}, amounts{}
+	p.refused, p.unmet, p.spent = map[service.Name]string{}, map[service.Name]amounts{}, amounts{}
 	for _, v := range p.kernel.frontends {
 		p.newest[v.Service] = max(p.newest[v.Service], v.Generation)
 	}
@@ -235,7 +237,7 @@ func (p *planner) planAll(ctx context.Context, table *service.Table, primary [2]
 	for k := range p.kernel.members {
 		s.ids[k.Service] = struct{}{}
 	}
-	for _, name := range slices.SortedFunc(maps.Keys(table.Services), service.Name.Compare) {
+	for _, name := range p.servedFirst(table) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
@@ -252,6 +254,34 @@ func (p *planner) planAll(ctx context.Context, table *service.Table, primary [2]
 		writes = append([]write{{mapNode, uint32(0), node}}, writes...)
 	}
 	return writes, nil
+}
+
+// servedFirst lists the Services of a table by name, after those that the kernel has: where
+// there is no room for all, none of these goes for a new one.
+func (p *planner) servedFirst(table *service.Table) []service.Name {
+	served, others := []service.Name{}, []service.Name{}
+	for name, r := range table.Services {
+		if p.serves(r) {
+			served = append(served, name)
+		} else {
+			others = append(others, name)
+		}
+	}
+	slices.SortFunc(served, service.Name.Compare)
+	slices.SortFunc(others, service.Name.Compare)
+	return append(served, others...)
+}
+
+// serves reports whether the kernel has some frontend of a Service.
+func (p *planner) serves(r *service.Resolved) bool {
+	for i := range r.Ports {
+		for _, f := range r.Ports[i].Frontends {
+			if _, ok := p.kernel.frontends[frontendKey(&r.Ports[i], f)]; ok {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // order lists the writes of a scope so that after each of them a packet sees

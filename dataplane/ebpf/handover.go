@@ -34,6 +34,8 @@ type Reply struct{ From, To netip.AddrPort }
 // end each other. It holds for as long as [Options.PassUnknown]. It may be
 // called beside Sync.
 func (d *Dataplane) Reserve(replies []Reply) error {
+	d.inUse.RLock()
+	defer d.inUse.RUnlock()
 	return d.filter.without(func() error { return d.reserve(replies) })
 }
 
@@ -54,6 +56,8 @@ func (d *Dataplane) reserve(replies []Reply) error {
 // Idle reports whether no flow is translated by the packet path any more. Those that
 // conntrack owns do not count: they go on without us. It may be called beside Sync.
 func (d *Dataplane) Idle() (bool, error) {
+	d.inUse.RLock()
+	defer d.inUse.RUnlock()
 	var key bpfTuple
 	var flow bpfFlow
 	entries := d.objs.Flows.Iterate()

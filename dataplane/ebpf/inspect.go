@@ -35,7 +35,7 @@ func NewReader(o Options) (*Reader, error) {
 }
 
 // Reader returns a Reader of d's maps.
-func (d *Dataplane) Reader() *Reader { return &Reader{d.o} }
+func (d *Dataplane) Reader() *Reader { return d.reader }
 
 // Sockets tells whether the programs that translate sockets are attached.
 func (r *Reader) Sockets() bool {

@@ -3,7 +3,6 @@ package ebpf
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -72,7 +71,7 @@ func (o *objects) Close() error {
 }
 
 // loadObjects loads programs and maps, and takes over the maps that are pinned.
-// A pinned map keeps its size, whatever the options say.
+// A pinned map has the size that it has, whatever the options say.
 //
 // Nearly all of an agent's start goes into the kernel's verifier, which takes
 // one program on each CPU: the two kinds are loaded side by side.
@@ -102,9 +101,7 @@ func loadObjects(o *Options, p pins, f kernelFeatures) (*objects, error) {
 
 // loadMore does so for programs that it left out: the fields of into.
 func (o *objects) loadMore(opts *Options, p pins, f kernelFeatures, into any) error {
-	quiet := *opts // what there is to say of the maps was said
-	quiet.Logger = slog.New(slog.DiscardHandler)
-	spec, err := specOf(&quiet, p, f)
+	spec, err := specOf(opts, p, f)
 	if err != nil {
 		return err
 	}
@@ -132,14 +129,15 @@ func specOf(o *Options, p pins, f kernelFeatures) (*ebpf.CollectionSpec, error) 
 			continue
 		}
 		m.Pinning = ebpf.PinByName
-		if err := adoptSize(o, m, filepath.Join(p.maps, name)); err != nil {
+		if err := adoptSize(m, filepath.Join(p.maps, name)); err != nil {
 			return nil, err
 		}
 	}
 	return spec, setConstants(spec, o, f)
 }
 
-func adoptSize(o *Options, m *ebpf.MapSpec, path string) error {
+// adoptSize gives a map the size that it has where it is pinned.
+func adoptSize(m *ebpf.MapSpec, path string) error {
 	pinned, err := ebpf.LoadPinnedMap(path, nil)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -147,13 +145,8 @@ func adoptSize(o *Options, m *ebpf.MapSpec, path string) error {
 	if err != nil {
 		return fmt.Errorf("pinned map %s: %w", m.Name, err)
 	}
-	defer pinned.Close()
-	if pinned.MaxEntries() != m.MaxEntries {
-		o.Logger.Warn("map keeps the size it has until a clean-up", "map", m.Name,
-			"entries", pinned.MaxEntries(), "wanted", m.MaxEntries)
-		m.MaxEntries = pinned.MaxEntries()
-	}
-	return nil
+	m.MaxEntries = pinned.MaxEntries()
+	return pinned.Close()
 }
 
 func setConstants(spec *ebpf.CollectionSpec, o *Options, f kernelFeatures) error {

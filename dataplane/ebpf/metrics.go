@@ -51,6 +51,8 @@ var (
 // Metrics sums the counters of all CPUs. They live as long as the maps, beyond
 // the process. Safe for concurrent use.
 func (d *Dataplane) Metrics() ([]Metric, error) {
+	d.inUse.RLock()
+	defer d.inUse.RUnlock()
 	out := make([]Metric, len(reasonNames))
 	for i, name := range reasonNames {
 		var perCPU []bpfMetric

@@ -293,7 +293,9 @@ func (n *testNet) start(t testing.TB, o Options) *Dataplane {
 	if flows == 0 {
 		flows = 4096
 	}
-	o.Sizes = Sizes{Services: 1024, Frontends: 4096, Backends: 262144, Ranges: 256, Flows: flows, Affinities: 256, Fragments: 256}
+	if o.Sizes == (Sizes{Flows: o.Sizes.Flows}) {
+		o.Sizes = Sizes{Services: 1024, Frontends: 4096, Backends: 262144, Ranges: 256, Flows: flows, Affinities: 256, Fragments: 256}
+	}
 	var d *Dataplane
 	in(t, n.node, func() (err error) {
 		d, err = New(o)

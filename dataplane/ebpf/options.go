@@ -63,7 +63,12 @@ type Options struct {
 	// Terminate says which connected sockets get an error when the backend that
 	// they were translated to is gone. Default [TerminateUDP].
 	Terminate Terminate
-	Sizes     Sizes
+	// Sizes are those that maps begin with. A map that is there already keeps its
+	// size if that is larger.
+	Sizes Sizes
+	// MapMemory is how many bytes all maps may take when they are full, so that those
+	// without room for the Services or flows that there are can grow; 0 lets none grow.
+	MapMemory uint64
 	Timeouts  Timeouts
 	Logger    *slog.Logger // default [slog.Default]
 }
@@ -179,9 +184,9 @@ func setDefault[T comparable](field *T, value T) {
 	}
 }
 
-// apply sets the sizes of a collection's maps.
-func (s *Sizes) apply(spec *ebpf.CollectionSpec) {
-	for name, n := range map[string]uint32{
+// entries are the sizes by map.
+func (s *Sizes) entries() map[string]uint32 {
+	return map[string]uint32{
 		bpfMapServices:      s.Services,
 		bpfMapServiceCounts: s.Services,
 		bpfMapFrontends:     s.Frontends,
@@ -196,7 +201,12 @@ func (s *Sizes) apply(spec *ebpf.CollectionSpec) {
 		bpfMapAffinities:    s.Affinities,
 		bpfMapFragments:     s.Fragments,
 		bpfMapInterfaces:    s.Interfaces,
-	} {
+	}
+}
+
+// apply sets the sizes of a collection's maps.
+func (s *Sizes) apply(spec *ebpf.CollectionSpec) {
+	for name, n := range s.entries() {
 		spec.Maps[name].MaxEntries = n
 	}
 }

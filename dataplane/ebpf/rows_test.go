@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -205,45 +204,6 @@ func (n *testNet) agent(t testing.TB, o Options) *exec.Cmd {
 		t.Fatalf("agent: %q %v", line, err)
 	}
 	return cmd
-}
-
-// TestP41OtherSizes: a start with other sizes keeps map and flows, and says so;
-// what a release with another layout left goes when ours serves.
-func TestP41OtherSizes(t *testing.T) {
-	n := newTestNet(t)
-	n.serveAll(t)
-	var log bytes.Buffer
-	o := Options{PinRoot: bpffs(t) + "/nodeproxy", CgroupPath: cgroup(t), Sizes: Sizes{Flows: 4096}}
-	d := n.start(t, o)
-	table := n.table(svc{name: "s", backends: append(to(podA, "8080"), to(podB, "8080")...)})
-	syncAll(t, d, table)
-	var conns []net.Conn
-	in(t, n.client, func() error {
-		for range 200 {
-			c, err := net.Dial("tcp4", join(nodeIP[0], "30080"))
-			if err != nil {
-				return err
-			}
-			conns = append(conns, c)
-		}
-		return nil
-	})
-	for _, flows := range []uint32{16384, 1024} {
-		d.Close()
-		log.Reset()
-		o.Sizes.Flows, o.Logger = flows, slog.New(slog.NewTextHandler(&log, nil))
-		d = n.start(t, o)
-		syncAll(t, d, table)
-		if !strings.Contains(log.String(), "map=flows") || d.objs.Flows.MaxEntries() != 2*4096 {
-			t.Errorf("%d flows wanted, map has %d entries; log: %s", flows, d.objs.Flows.MaxEntries(), log.String())
-		}
-	}
-	for _, c := range conns {
-		if _, err := exchange(c, 0); err != nil {
-			t.Errorf("a connection from before: %v", err)
-		}
-		c.Close()
-	}
 }
 
 // TestP41OtherLayout: an agent with another layout of maps takes over from the
