@@ -35,6 +35,9 @@ type handover struct {
 	chains    bool // iptables chains, ours or kube-proxy's, are here, and this is ebpf mode
 	programs  bool // our programs are here, and this is iptables mode
 	ebpf      ebpf.Options
+	// conntrack has the flows of both modes: those that are open need nothing of the
+	// old one.
+	conntrack bool
 	// reserve keeps the ports of the old mode's connections from the new one.
 	reserve func([]ebpf.Reply) error
 	// settled is called when the old mode's flows have ended.
@@ -116,9 +119,9 @@ func (h *handover) report(done string, err error) {
 	}
 }
 
-// drainChains removes what decides on new flows at once, and what lets open
-// ones pass when there are none. UDP is not waited for: its next packet meets
-// the programs first.
+// drainChains removes what decides on new flows at once. What lets open ones pass goes at
+// once too where conntrack has the flows of both modes, and else when there are none: UDP
+// is not waited for, since its next packet meets the programs first.
 func (h *handover) drainChains(ctx context.Context) error {
 	err := iptables.Retire(ctx)
 	if h.kubeProxy {
@@ -130,11 +133,13 @@ func (h *handover) drainChains(ctx context.Context) error {
 	if err := h.keepPorts(); err != nil { // of those that began meanwhile
 		return err
 	}
-	err = h.wait(ctx, func() (bool, error) {
-		flows, err := iptables.TranslatedFlows()
-		udp := func(f iptables.Translated) bool { return f.Protocol == unix.IPPROTO_UDP }
-		return len(slices.DeleteFunc(flows, udp)) == 0, err
-	})
+	if !h.conntrack {
+		err = h.wait(ctx, func() (bool, error) {
+			flows, err := iptables.TranslatedFlows()
+			udp := func(f iptables.Translated) bool { return f.Protocol == unix.IPPROTO_UDP }
+			return len(slices.DeleteFunc(flows, udp)) == 0, err
+		})
+	}
 	if err != nil {
 		return err
 	}
@@ -148,7 +153,7 @@ func (h *handover) drainChains(ctx context.Context) error {
 
 // keepPorts reserves the ports of connections that conntrack translates.
 func (h *handover) keepPorts() error {
-	if !h.chains {
+	if !h.chains || h.conntrack {
 		return nil
 	}
 	flows, err := iptables.TranslatedFlows()

@@ -30,6 +30,7 @@ func openDataplane(ctx context.Context, opts *runOptions, mode string, log *slog
 		sayMapMemory(o, log)
 		h.settled = func() { dp.SetPassUnknown(false) }
 		h.reserve = dp.Reserve
+		h.conntrack = dp.UsesConntrack()
 		if err := h.keepPorts(); err != nil {
 			return nil, nil, errors.Join(err, dp.Close())
 		}

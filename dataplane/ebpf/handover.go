@@ -53,6 +53,10 @@ func (d *Dataplane) reserve(replies []Reply) error {
 	return nil
 }
 
+// UsesConntrack reports whether the kernel's conntrack owns the TCP and UDP flows of the
+// packet path, so that those that another mode began there go on.
+func (d *Dataplane) UsesConntrack() bool { return d.features.conntrack }
+
 // Idle reports whether no flow is translated by the packet path any more. Those that
 // conntrack owns do not count: they go on without us. It may be called beside Sync.
 func (d *Dataplane) Idle() (bool, error) {
