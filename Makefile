@@ -162,6 +162,12 @@ lint: deps-lint ## Check formatting and run go vet, staticcheck and clang-format
 generate: deps-gen ## Compile bpf/ and write the generated files
 	$(GO) generate ./...
 
+# Every header includes what it uses.
+.PHONY: headers-check
+headers-check: deps-gen ## Fail if a header of bpf/ does not compile alone
+	@for f in bpf/*.h; do clang-$(CLANG_VER) -target bpfel -O2 -mcpu=v3 -Wall -Wextra -Wno-unused-function -Werror -I/usr/include/$$(uname -m)-linux-gnu \
+	  -fsyntax-only -x c $$f || exit 1; done
+
 .PHONY: generate-check
 generate-check: generate ## Fail if the generated files are not those that are committed
 	git diff --exit-code -- '*_bpfel.go' '*_bpfel.o'

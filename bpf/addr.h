@@ -3,6 +3,9 @@
 #ifndef NODEPROXY_ADDR_H
 #define NODEPROXY_ADDR_H
 
+#include "base.h"
+#include "types.h"
+
 static __always_inline void map_v4(struct addr *a, __u32 v4)
 {
 	a->w[0] = 0;

@@ -3,6 +3,12 @@
 #ifndef NODEPROXY_CONFIG_H
 #define NODEPROXY_CONFIG_H
 
+#include "base.h"
+#include "flow_types.h"
+#include "reason.h"
+#include "stats.h"
+#include "types.h"
+
 /* Masquerade source ports, host order, both ends included. */
 volatile const __u16 nat_port_min = 61000;
 volatile const __u16 nat_port_max = 65535;
@@ -24,7 +30,7 @@ volatile const __u32 fib_source = 0;
 /* The kernel has conntrack's functions for programs (6.1), and they are in use. */
 volatile const bool has_conntrack = false;
 
-/* BPF_F_IPV6 where the kernel has it (6.16): see rewrite() in nat.h. */
+/* BPF_F_IPV6 where the kernel has it (6.16): see rewrite() in rewrite.h. */
 volatile const __u64 csum_ipv6 = 0;
 
 /* Go straight into a Pod's namespace. It passes by whatever is attached to

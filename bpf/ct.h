@@ -8,6 +8,13 @@
 #ifndef NODEPROXY_CT_H
 #define NODEPROXY_CT_H
 
+#include "base.h"
+#include "addr.h"
+#include "config.h"
+#include "scratch.h"
+#include "sklookup.h"
+#include "types.h"
+
 /* Of the kernel's own types only what is read here; offsets are found at load. */
 union nf_inet_addr {
 	__u32 all[4]; /* network; IPv4 in the first */

@@ -3,6 +3,19 @@
 #ifndef NODEPROXY_FLOW_H
 #define NODEPROXY_FLOW_H
 
+#include "base.h"
+#include "addr.h"
+#include "flow_bloom.h"
+#include "flow_close.h"
+#include "flow_types.h"
+#include "flow_valid.h"
+#include "maps.h"
+#include "metrics.h"
+#include "packet.h"
+#include "reason.h"
+#include "scratch.h"
+#include "types.h"
+
 /* A half's last-seen is written, and its peer looked at, at most this often. */
 #define SECOND 1000000000ULL
 #define TOUCH_INTERVAL SECOND
@@ -38,16 +51,16 @@ static __always_inline void forget(struct work *w, const struct tuple *key, stru
 	struct flow *peer;
 	bool waits;
 
-	settle(key, f);
+	flush_counters(key, f);
 	reverse(&w->peer, &f->to);
 	peer = bpf_map_lookup_elem(&flows, &w->peer);
 	waits =
 	    peer && (f->flags & (FLOW_SOURCE | FLOW_REPLY)) == FLOW_SOURCE && in_time_wait(f, peer);
 	bpf_map_delete_elem(&flows, key);
 	if (peer && leads_back(peer, key)) {
-		settle(&w->peer, peer);
+		flush_counters(&w->peer, peer);
 		if (waits)
-			peer->flags |= FLOW_REST;
+			peer->flags |= FLOW_TIME_WAIT;
 		else
 			bpf_map_delete_elem(&flows, &w->peer);
 	}
@@ -83,7 +96,7 @@ static __always_inline bool syn_continues(struct work *w, struct flow *f, __u32 
 
 	reverse(&w->peer, &f->to);
 	peer = bpf_map_lookup_elem(&flows, &w->peer);
-	if (was_refused(f, peer)) {
+	if (rst_by_client(f, peer)) {
 		f->tcp = 0;
 		peer->tcp = 0;
 	}
@@ -91,7 +104,7 @@ static __always_inline bool syn_continues(struct work *w, struct flow *f, __u32 
 	both = f->tcp & (peer ? peer->tcp : 0);
 	if (either & TCP_SEEN_RST || both & TCP_SEEN_FIN)
 		return false;
-	return still_leads(w, f, ifindex);
+	return flow_still_valid(w, f, ifindex);
 }
 
 /*
@@ -107,13 +120,13 @@ static __always_inline bool keep_flow(struct work *w, struct flow *f, __u32 ifin
 
 	if (!(f->flags & FLOW_REPLY)) {
 		if (p->t.proto == IPPROTO_UDP)
-			alive = still_leads(w, f, ifindex);
+			alive = flow_still_valid(w, f, ifindex);
 		else if ((flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
 			alive = syn_continues(w, f, ifindex);
 	}
 	if (flags & (TCP_FIN | TCP_RST)) {
 		close_flow(w, f, flags);
-		f->seen = now; /* exactly: is_over counts from it */
+		f->seen = now; /* exactly: flow_expired counts from it */
 	} else if ((flags & (TCP_SYN | TCP_ACK)) == TCP_ACK && !(f->tcp & TCP_SEEN_ACK))
 		f->tcp |= TCP_SEEN_ACK;
 	if (alive && now - f->seen > TOUCH_INTERVAL) {
@@ -143,7 +156,7 @@ static __always_inline struct flow *finished(struct work *w, struct flow *reply,
 
 	reverse(forward, &reply->to);
 	f = bpf_map_lookup_elem(&flows, forward);
-	return f && leads_back(f, &w->peer) && is_over(forward, f, reply, which) ? f : NULL;
+	return f && leads_back(f, &w->peer) && flow_expired(forward, f, reply, which) ? f : NULL;
 }
 
 /* Whether a flow p.t -> to could have its reply half inserted. While all are taken
@@ -173,8 +186,8 @@ static __always_inline bool reclaim(struct work *w, struct flow *reply, enum rec
 
 	if (!f)
 		return false;
-	settle(&forward, f);
-	settle(&w->peer, reply);
+	flush_counters(&forward, f);
+	flush_counters(&w->peer, reply);
 	bpf_map_delete_elem(&flows, &forward);
 	bpf_map_delete_elem(&flows, &w->peer);
 	return true;
@@ -204,8 +217,8 @@ static __always_inline enum insert insert_reply(struct work *w, enum reclaim whi
 	 * one to the backend too. */
 	there = bpf_map_lookup_elem(&flows, &w->peer);
 	if (there && same_tuple(&there->to, &w->flow.to)) {
-		if (there->flags & FLOW_REST) {
-			there->flags &= ~FLOW_REST;
+		if (there->flags & FLOW_TIME_WAIT) {
+			there->flags &= ~FLOW_TIME_WAIT;
 			there->tcp = 0;
 		}
 		return INSERTED;
@@ -243,34 +256,6 @@ static __always_inline enum insert insert_forward(struct work *w)
 		return INSERT_FULL;
 	w->to = winner->to;
 	return INSERTED;
-}
-
-/* Ports of a later fragment, from the first one. */
-static __always_inline bool recall_fragment(struct work *w)
-{
-	struct fragment *f;
-
-	w->fragment.src = w->p.t.src;
-	w->fragment.dst = w->p.t.dst;
-	w->fragment.id = w->p.fragment_id;
-	w->fragment.proto = w->p.t.proto;
-	f = bpf_map_lookup_elem(&fragments, &w->fragment);
-	if (!f)
-		return false;
-	w->p.t.sport = f->sport;
-	w->p.t.dport = f->dport;
-	return true;
-}
-
-static __always_inline void remember_fragment(struct work *w)
-{
-	struct fragment f = {.sport = w->p.t.sport, .dport = w->p.t.dport};
-
-	w->fragment.src = w->p.t.src;
-	w->fragment.dst = w->p.t.dst;
-	w->fragment.id = w->p.fragment_id;
-	w->fragment.proto = w->p.t.proto;
-	bpf_map_update_elem(&fragments, &w->fragment, &f, BPF_ANY);
 }
 
 #endif

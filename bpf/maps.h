@@ -3,6 +3,12 @@
 #ifndef NODEPROXY_MAPS_H
 #define NODEPROXY_MAPS_H
 
+#include "base.h"
+#include "flow_types.h"
+#include "reason.h"
+#include "stats.h"
+#include "types.h"
+
 #define MAP(kind, name, k, v, size, opts)                                                          \
 	struct {                                                                                   \
 		__uint(type, kind);                                                                \
@@ -67,16 +73,5 @@ struct {
 	__type(key, int);
 	__type(value, struct socket);
 } sockets SEC(".maps");
-
-static __always_inline void count(enum reason reason, __u32 bytes)
-{
-	__u32 key = reason;
-	struct metric *m = bpf_map_lookup_elem(&metrics, &key);
-
-	if (m) {
-		m->packets++;
-		m->bytes += bytes;
-	}
-}
 
 #endif

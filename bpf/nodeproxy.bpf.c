@@ -1,58 +1,19 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* The programs: entry points only. doc.go in dataplane/ebpf says how they share the work. */
-#include <stddef.h>
-#include <stdbool.h>
-#include <linux/types.h>
-#include <linux/bpf.h>
-#include <linux/errno.h>
-#include <linux/if_ether.h>
-#include <linux/in.h>
-#include <linux/in6.h>
-#include <linux/ip.h>
-#include <linux/ipv6.h>
-#include <linux/pkt_cls.h>
-#include <linux/tcp.h>
-#include <linux/udp.h>
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_endian.h>
-
-#define AF_INET 2
-#define AF_INET6 10
-
-#include "types.h"
-#include "drop.h"
-#include "config.h"
-#include "maps.h"
-#include "count.h"
+#include "base.h"
 #include "addr.h"
+#include "config.h"
+#include "flow_gc.h"
+#include "flow_types.h"
+#include "maps.h"
 #include "packet.h"
-#include "lookup.h"
-#include "work.h"
-#include "sklookup.h"
-#include "ct.h"
-#include "keep.h"
-#include "filter.h"
-#include "closing.h"
-#include "flow.h"
-#include "receiver.h"
-#include "nat.h"
-#include "icmp.h"
-#include "answer.h"
-#include "forward.h"
-#include "begin.h"
-#include "share.h"
-#include "fast.h"
-#include "segment.h"
-#include "bypass.h"
-#include "lost.h"
-#include "tracked.h"
-#include "stale.h"
-#include "tc.h"
-#include "bound.h"
+#include "send.h"
 #include "sock.h"
+#include "sock_bound.h"
+#include "sock_stale.h"
+#include "tc.h"
+#include "types.h"
 #include "xdp.h"
-#include "gone.h"
-#include "collect.h"
 
 /* Ingress of interfaces with Ethernet headers. */
 SEC("tc")
@@ -114,7 +75,7 @@ int connect4(struct bpf_sock_addr *ctx)
 	verdict = decide(ctx, &c, &be, true);
 	if (verdict == VERDICT_TRANSLATE)
 		write_call4(ctx, &be.addr, be.port);
-	return conclude(verdict);
+	return hook_verdict(verdict);
 }
 
 SEC("cgroup/connect6")
@@ -138,7 +99,7 @@ int connect6(struct bpf_sock_addr *ctx)
 	verdict = decide(ctx, &c, &be, true);
 	if (verdict == VERDICT_TRANSLATE)
 		write_call6(ctx, &be.addr, be.port);
-	return conclude(verdict);
+	return hook_verdict(verdict);
 }
 
 SEC("cgroup/sendmsg4")
@@ -157,7 +118,7 @@ int sendmsg4(struct bpf_sock_addr *ctx)
 	verdict = decide(ctx, &c, &be, false);
 	if (verdict == VERDICT_TRANSLATE)
 		write_call4(ctx, &be.addr, be.port);
-	return conclude(verdict);
+	return hook_verdict(verdict);
 }
 
 SEC("cgroup/sendmsg6")
@@ -178,7 +139,7 @@ int sendmsg6(struct bpf_sock_addr *ctx)
 	verdict = decide(ctx, &c, &be, false);
 	if (verdict == VERDICT_TRANSLATE)
 		write_call6(ctx, &be.addr, be.port);
-	return conclude(verdict);
+	return hook_verdict(verdict);
 }
 
 SEC("cgroup/recvmsg4")
@@ -187,7 +148,7 @@ int recvmsg4(struct bpf_sock_addr *ctx)
 	struct call c = {};
 
 	read_call4(ctx, &c);
-	if (ctx->sk && restore(ctx, &c, false))
+	if (ctx->sk && untranslate(ctx, &c, false))
 		write_call4(ctx, &c.addr, c.port);
 	return 1;
 }
@@ -198,7 +159,7 @@ int recvmsg6(struct bpf_sock_addr *ctx)
 	struct call c = {};
 
 	read_call6(ctx, &c);
-	if (ctx->sk && restore(ctx, &c, false))
+	if (ctx->sk && untranslate(ctx, &c, false))
 		write_call6(ctx, &c.addr, c.port);
 	return 1;
 }
@@ -208,7 +169,7 @@ int getpeername4(struct bpf_sock_addr *ctx)
 {
 	struct call c = {};
 
-	if (ctx->sk && restore(ctx, &c, true))
+	if (ctx->sk && untranslate(ctx, &c, true))
 		write_call4(ctx, &c.addr, c.port);
 	return 1;
 }
@@ -218,7 +179,7 @@ int getpeername6(struct bpf_sock_addr *ctx)
 {
 	struct call c = {};
 
-	if (ctx->sk && restore(ctx, &c, true))
+	if (ctx->sk && untranslate(ctx, &c, true))
 		write_call6(ctx, &c.addr, c.port);
 	return 1;
 }

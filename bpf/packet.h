@@ -3,6 +3,10 @@
 #ifndef NODEPROXY_PACKET_H
 #define NODEPROXY_PACKET_H
 
+#include "base.h"
+#include "addr.h"
+#include "types.h"
+
 #define IP_DF 0x4000
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1fff

@@ -11,6 +11,19 @@
 #ifndef NODEPROXY_SOCK_H
 #define NODEPROXY_SOCK_H
 
+#include "base.h"
+#include "addr.h"
+#include "backend.h"
+#include "events.h"
+#include "flow_valid.h"
+#include "frontend.h"
+#include "maps.h"
+#include "metrics.h"
+#include "reason.h"
+#include "sock_bound.h"
+#include "source.h"
+#include "types.h"
+
 static __always_inline void read_call4(struct bpf_sock_addr *ctx, struct call *c)
 {
 	map_v4(&c->addr, ctx->user_ip4);
@@ -44,8 +57,8 @@ static __always_inline void write_call6(struct bpf_sock_addr *ctx, const struct 
 }
 
 /* What the socket was last told about this destination, if it still holds. */
-static __always_inline struct translation *known(struct socket *s, const struct call *c,
-						 const struct frontend *fe, __u8 route)
+static __always_inline struct translation *find_translation(struct socket *s, const struct call *c,
+							    const struct frontend *fe, __u8 route)
 {
 	for (int i = 0; i < SOCKET_TRANSLATIONS; i++) {
 		struct translation *t = &s->last[i];
@@ -56,7 +69,8 @@ static __always_inline struct translation *known(struct socket *s, const struct 
 		epoch = service_epoch(t->service);
 		if (t->epoch != epoch &&
 		    (t->service != fe->service ||
-		     !route_keeps(route, member_flags(t->service, &t->backend, t->backend_port))))
+		     !route_allows_member(route,
+					  member_flags(t->service, &t->backend, t->backend_port))))
 			return NULL;
 		t->epoch = epoch;
 		return t;
@@ -65,8 +79,9 @@ static __always_inline struct translation *known(struct socket *s, const struct 
 }
 
 /* Notes in the socket's storage what was chosen for it. */
-static __always_inline bool note(struct socket *s, const struct call *c, const struct frontend *fe,
-				 const struct backend *be, bool connect)
+static __always_inline bool remember_translation(struct socket *s, const struct call *c,
+						 const struct frontend *fe,
+						 const struct backend *be, bool connect)
 {
 	struct translation *t;
 	__u32 i = s->next;
@@ -123,8 +138,8 @@ static __always_inline bool socket_route(const struct call *c, const struct fron
 	return (*route & ROUTE_ACTION) != ROUTE_DROP;
 }
 
-__noinline int tell_call(const struct call *c, const struct backend *be, __u32 service,
-			 enum reason reason)
+__noinline int emit_call_event(const struct call *c, const struct backend *be, __u32 service,
+			       enum reason reason)
 {
 	struct tuple t = {}, to = {};
 
@@ -135,12 +150,12 @@ __noinline int tell_call(const struct call *c, const struct backend *be, __u32 s
 	t.dport = c->port;
 	t.proto = c->proto;
 	if (!be)
-		return tell(&t, NULL, service, reason);
+		return emit_event(&t, NULL, service, reason);
 	to.src = c->source;
 	to.dst = be->addr;
 	to.dport = be->port;
 	to.proto = c->proto;
-	return tell(&t, &to, service, reason);
+	return emit_event(&t, &to, service, reason);
 }
 
 enum verdict { VERDICT_ASIDE, VERDICT_TRANSLATE, VERDICT_REFUSE, VERDICT_NONE };
@@ -186,13 +201,13 @@ static __noinline int decide(struct bpf_sock_addr *ctx, struct call *c, struct b
 		return VERDICT_ASIDE;
 	if ((route & ROUTE_ACTION) == ROUTE_REJECT) {
 		count_service(fe.service, false);
-		tell_call(c, NULL, fe.service, REASON_SOCKET_REFUSED);
+		emit_call_event(c, NULL, fe.service, REASON_SOCKET_REFUSED);
 		return VERDICT_REFUSE;
 	}
 	s = bpf_sk_storage_get(&sockets, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!s)
 		return VERDICT_ASIDE; /* without it the reply could not be told apart */
-	t = connect ? NULL : known(s, c, &fe, route);
+	t = connect ? NULL : find_translation(s, c, &fe, route);
 	if (t) {
 		be->addr = t->backend;
 		be->port = t->backend_port;
@@ -212,17 +227,17 @@ static __noinline int decide(struct bpf_sock_addr *ctx, struct call *c, struct b
 	}
 	if (!be->port)
 		be->port = c->port;
-	if (connect && port_is_bound(ctx) && is_taken(ctx, &client, be))
+	if (connect && port_is_bound(ctx) && tuple_in_use(ctx, &client, be))
 		return VERDICT_ASIDE;
-	note(s, c, &fe, be, connect);
+	remember_translation(s, c, &fe, be, connect);
 	count_service(fe.service, true);
 	count_backend(fe.service, &be->addr, be->port, true);
-	tell_call(c, be, fe.service, REASON_SOCKET_TRANSLATED);
+	emit_call_event(c, be, fe.service, REASON_SOCKET_TRANSLATED);
 	return VERDICT_TRANSLATE;
 }
 
 /* The result of a hook: 1 lets the call go on. */
-static __always_inline int conclude(int verdict)
+static __always_inline int hook_verdict(int verdict)
 {
 	switch (verdict) {
 	case VERDICT_TRANSLATE:
@@ -249,7 +264,7 @@ static __always_inline void disconnect(struct bpf_sock_addr *ctx)
 }
 
 /* Replaces a backend's address by the one that the application named. */
-static __always_inline bool restore(struct bpf_sock_addr *ctx, struct call *c, bool peer)
+static __always_inline bool untranslate(struct bpf_sock_addr *ctx, struct call *c, bool peer)
 {
 	struct socket *s = bpf_sk_storage_get(&sockets, ctx->sk, 0, 0);
 	__u32 i;

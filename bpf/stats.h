@@ -4,6 +4,9 @@
 #ifndef NODEPROXY_STATS_H
 #define NODEPROXY_STATS_H
 
+#include "base.h"
+#include "types.h"
+
 /* Whose id it is, for who reads the maps: "namespace/name:port", then zeros. */
 struct service_name {
 	__u8 text[192];

@@ -3,6 +3,30 @@
 #ifndef NODEPROXY_TC_H
 #define NODEPROXY_TC_H
 
+#include "base.h"
+#include "config.h"
+#include "ct.h"
+#include "ct_bypass.h"
+#include "ct_new.h"
+#include "ct_segment.h"
+#include "ct_stale.h"
+#include "flow.h"
+#include "flow_bloom.h"
+#include "flow_repair.h"
+#include "flow_types.h"
+#include "fragment.h"
+#include "frontend.h"
+#include "maps.h"
+#include "packet.h"
+#include "reason.h"
+#include "scratch.h"
+#include "send.h"
+#include "source.h"
+#include "tc_new.h"
+#include "tc_none.h"
+#include "tc_receiver.h"
+#include "types.h"
+
 static __noinline int handle(struct __sk_buff *skb, __u32 l3, bool egress)
 {
 	struct bytes b = {
@@ -19,7 +43,7 @@ static __noinline int handle(struct __sk_buff *skb, __u32 l3, bool egress)
 	if (receiver == FOR_OTHERS)
 		return NEXT;
 	if (w->p.opaque || !port_bit(w->p.t.proto))
-		return receiver == FOR_HOST ? no_ports(skb, w) : NEXT;
+		return receiver == FOR_HOST ? handle_no_ports(skb, w) : NEXT;
 	if (w->p.saw == FRAGMENT_LATER && !recall_fragment(w))
 		return orphan_fragment(w);
 	w->known = may_have_flow(&w->p.t);
@@ -41,7 +65,8 @@ static __noinline int handle(struct __sk_buff *skb, __u32 l3, bool egress)
 		case KEEP_ASK:
 			break;
 		}
-	} else if (f && !(f->flags & FLOW_REST) && keep_flow(w, f, egress ? 0 : skb->ifindex)) {
+	} else if (f && !(f->flags & FLOW_TIME_WAIT) &&
+		   keep_flow(w, f, egress ? 0 : skb->ifindex)) {
 		f->packets++;
 		f->bytes += w->p.total;
 		w->to = f->to;
@@ -52,15 +77,16 @@ static __noinline int handle(struct __sk_buff *skb, __u32 l3, bool egress)
 			return drop(REASON_MARTIAN, &w->p);
 		if (is_tracked(&w->p.t) && !(w->fe.flags & FRONTEND_PROBE))
 			return begin_tracked(skb, w);
-		if ((w->known || w->p.t.proto == IPPROTO_TCP) && !is_syn(&w->p) && find_lost(w))
-			return resume(skb, w);
-		return begin(skb, w);
+		if ((w->known || w->p.t.proto == IPPROTO_TCP) && !is_syn(&w->p) &&
+		    lookup_or_restore(w))
+			return deliver_restored(skb, w);
+		return handle_new_flow(skb, w);
 	}
 	if (f && f->flags & FLOW_STACK && !(f->flags & FLOW_REPLY))
 		forget_tracked(skb, w, f);
 	if (egress && has_conntrack && w->p.t.proto == IPPROTO_UDP && is_sent_astray(skb, w))
 		return send_anew(skb, w);
-	return stranger(skb, w);
+	return handle_no_frontend(skb, w);
 }
 
 #endif

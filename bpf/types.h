@@ -11,6 +11,8 @@
 #ifndef NODEPROXY_TYPES_H
 #define NODEPROXY_TYPES_H
 
+#include "base.h"
+
 /* An address of either family; IPv4 is mapped into ::ffff:0:0/96. */
 struct addr {
 	__u32 w[4]; /* network */
@@ -234,10 +236,6 @@ struct gone {
 	__u32 proto;  /* host */
 	__u64 cookie; /* of the socket */
 };
-
-#include "filtertypes.h"
-#include "flowtypes.h"
-#include "stats.h"
 
 _Static_assert(sizeof(struct addr) == 16, "addr");
 _Static_assert(sizeof(struct tuple) == 40, "tuple");

@@ -8,6 +8,22 @@
 #ifndef NODEPROXY_XDP_H
 #define NODEPROXY_XDP_H
 
+#include "base.h"
+#include "csum.h"
+#include "ct_bypass.h"
+#include "ct_fast.h"
+#include "ct_segment.h"
+#include "fib.h"
+#include "flow.h"
+#include "flow_bloom.h"
+#include "flow_types.h"
+#include "maps.h"
+#include "metrics.h"
+#include "packet.h"
+#include "reason.h"
+#include "scratch.h"
+#include "types.h"
+
 static __always_inline bool parse_xdp(struct xdp_md *xdp, struct packet *p)
 {
 	struct bytes b = {.ctx = xdp, .xdp = true, .len = bpf_xdp_get_buff_len(xdp)};
@@ -35,7 +51,7 @@ static __always_inline bool find_hop(struct xdp_md *xdp, struct work *w)
 	struct interface *out;
 	__u32 ifindex;
 
-	fill_question(w, xdp->ingress_ifindex, w->p.total);
+	init_fib_lookup(w, xdp->ingress_ifindex, w->p.total);
 	if (bpf_fib_lookup(xdp, &w->fib, sizeof(w->fib), 0) != BPF_FIB_LKUP_RET_SUCCESS)
 		return false;
 	ifindex = w->fib.ifindex;
@@ -57,7 +73,7 @@ static __always_inline bool is_unfinished(const struct packet *p, __u16 check)
 
 	sum = csum_add(sum, bpf_htons(p->t.proto));
 	sum = csum_add(sum, bpf_htons(length));
-	return (__u16)~fold(sum) == check;
+	return (__u16)~csum_fold(sum) == check;
 }
 
 /* The checksum in the transport's header at l4, or NULL if that does not end
@@ -83,7 +99,7 @@ static __always_inline __u16 *checksum_at(void *l4, void *end, __u8 proto)
 }
 
 /* Renews the transport's checksum. False if that cannot be done here. */
-static __always_inline bool renew(const struct work *w, __u16 *check, __u32 diff)
+static __always_inline bool update_l4_csum(const struct work *w, __u16 *check, __u32 diff)
 {
 	const struct packet *p = &w->p;
 	__u32 sum;
@@ -96,7 +112,7 @@ static __always_inline bool renew(const struct work *w, __u16 *check, __u32 diff
 		return false;
 	sum = csum_add((__u16) ~*check, diff);
 	sum = csum_word(sum, p->t.sport, w->to.sport);
-	*check = fold(csum_word(sum, p->t.dport, w->to.dport));
+	*check = csum_fold(csum_word(sum, p->t.dport, w->to.dport));
 	if (!*check && p->t.proto == IPPROTO_UDP)
 		*check = 0xffff;
 	return true;
@@ -117,10 +133,11 @@ static __always_inline bool rewrite_v4(struct xdp_md *xdp, const struct work *w,
 	void *l4 = ip + 1;
 	__u32 sum;
 
-	if (!renew(w, checksum_at(l4, end, w->p.t.proto), diff))
+	if (!update_l4_csum(w, checksum_at(l4, end, w->p.t.proto), diff))
 		return false;
 	sum = csum_add((__u16)~ip->check, diff);
-	ip->check = fold(csum_word(sum, bpf_htons(ip->ttl << 8), bpf_htons((ip->ttl - 1) << 8)));
+	ip->check =
+	    csum_fold(csum_word(sum, bpf_htons(ip->ttl << 8), bpf_htons((ip->ttl - 1) << 8)));
 	ip->ttl--;
 	ip->saddr = w->to.src.w[3];
 	ip->daddr = w->to.dst.w[3];
@@ -134,7 +151,7 @@ static __always_inline bool rewrite_v6(struct xdp_md *xdp, const struct work *w,
 	struct ipv6hdr *ip = data + ETH_HLEN;
 	void *l4 = ip + 1;
 
-	if (!renew(w, checksum_at(l4, end, w->p.t.proto), diff))
+	if (!update_l4_csum(w, checksum_at(l4, end, w->p.t.proto), diff))
 		return false;
 	ip->hop_limit--;
 	__builtin_memcpy(&ip->saddr, &w->to.src, 16);
@@ -159,7 +176,7 @@ static __always_inline bool rewrite_link(struct xdp_md *xdp, const struct work *
  * decided first, tc decides. */
 static __always_inline bool may_pass_by(struct work *w, struct flow *f, __u32 ifindex)
 {
-	if (f->flags & (FLOW_FOREIGN | FLOW_REST))
+	if (f->flags & (FLOW_FOREIGN | FLOW_TIME_WAIT))
 		return false;
 	/* What this notes of a packet that goes on to tc, tc notes once more. */
 	if (!(f->flags & FLOW_STACK))

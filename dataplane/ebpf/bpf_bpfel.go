@@ -137,13 +137,13 @@ type bpfFlowFilter struct {
 type bpfFlowFlag uint32
 
 const (
-	bpfFlowFlagFLOW_REPLY   bpfFlowFlag = 1
-	bpfFlowFlagFLOW_SOURCE  bpfFlowFlag = 2
-	bpfFlowFlagFLOW_LASTING bpfFlowFlag = 4
-	bpfFlowFlagFLOW_ORPHAN  bpfFlowFlag = 8
-	bpfFlowFlagFLOW_REST    bpfFlowFlag = 32
-	bpfFlowFlagFLOW_FOREIGN bpfFlowFlag = 16
-	bpfFlowFlagFLOW_STACK   bpfFlowFlag = 64
+	bpfFlowFlagFLOW_REPLY     bpfFlowFlag = 1
+	bpfFlowFlagFLOW_SOURCE    bpfFlowFlag = 2
+	bpfFlowFlagFLOW_LASTING   bpfFlowFlag = 4
+	bpfFlowFlagFLOW_ORPHAN    bpfFlowFlag = 8
+	bpfFlowFlagFLOW_TIME_WAIT bpfFlowFlag = 32
+	bpfFlowFlagFLOW_FOREIGN   bpfFlowFlag = 16
+	bpfFlowFlagFLOW_STACK     bpfFlowFlag = 64
 )
 
 type bpfFlowTcp uint32

@@ -131,7 +131,7 @@ func copyInto[K comparable, V any](to, from map[K]V) {
 	}
 }
 
-// answer is what a packet to a destination meets, as lookup.h finds it.
+// answer is what a packet to a destination meets, as frontend.h finds it.
 func (c *contents) answer(dst netip.AddrPort, proto service.Protocol, src service.Source) string {
 	use := c.ports[uint32(dst.Port())]
 	key := bpfFrontendKey{Addr: mapAddr(dst.Addr()), Port: networkPort(dst.Port()), Proto: uint8(proto)}

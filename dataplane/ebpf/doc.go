@@ -23,25 +23,25 @@
 // The kernel's conntrack owns every TCP and UDP flow; docs/design/flows.md has the
 // states and the steps.
 //
-//	parse (packet.h) - half in flows? (fast.h) - fast, and plain: route, rewrite, send (forward.h, nat.h)
-//	                                           - else: counted, to the stack, which translates
-//	                   no: frontend? (lookup.h) - no: lost.h, to the next program
-//	                       yes: tracked.h: conntrack is asked (ct.h); policy, backend, source,
-//	                            conntrack entry with its translation, both halves; to the stack
-//	ICMP errors are conntrack's. answer.h makes resets and ICMP errors, so many a second.
+//	parse (packet.h) - half in flows? (ct_bypass.h) - fast, and plain: route (fib.h), rewrite.h, send.h
+//	                                                - else: counted, to the stack, which translates
+//	                   no: frontend? (frontend.h) - no: tc_none.h, to the next program
+//	                       yes: ct_new.h: conntrack is asked (ct.h); policy, backend (backend.h), source,
+//	                            conntrack entry with its translation, both halves (ct_note.h); to the stack
+//	ICMP errors are conntrack's. reply.h makes resets and ICMP errors, so many a second.
 //
 // What the stack refuses, cuts, or sends by a route of its own is the stack's. On the fast
 // way a packet leaves by bpf_fib_lookup and bpf_redirect_neigh, or bpf_redirect_peer where
 // asked for, and meets no netfilter; [Options.Forwarding] says when.
 //
 // SCTP flows, and those of an agent of an older layout, are translated by flows itself:
-// begin.h, flow.h, closing.h, nat.h. So is everything on a kernel without conntrack's
+// tc_new.h, flow.h, flow_close.h, flow_repair.h, snat.h. So is everything on a kernel without conntrack's
 // functions for programs.
 //
-// A packet that is no Service's costs a look into a Bloom filter (filter.h), a lookup of
+// A packet that is no Service's costs a look into a Bloom filter (flow_bloom.h), a lookup of
 // its destination address, and one of its port if that is in use.
 //
-// Frames for other hosts are not looked at (receiver.h). Martian sources are dropped
+// Frames for other hosts are not looked at (tc_receiver.h). Martian sources are dropped
 // where they would be translated ("martian"). Of a ClusterIP, what no Service serves is
 // refused or dropped ("unknown_port", "unknown_protocol"); of any other Service address
 // only what would go back to where it came from.
@@ -76,7 +76,7 @@
 //	backend_counts  service id, endpoint -> the same
 //	names           service id -> "namespace/name:port", for who looks without an agent
 //	watch, events   whether somebody watches; and the ring of what there is to see
-//	metrics         by reason (bpf/drop.h), per CPU
+//	metrics         by reason (bpf/reason.h), per CPU
 //	sockets         socket storage: what was asked for and what was given
 //
 // A service id stands for one ServicePort of the Table. It is taken over from

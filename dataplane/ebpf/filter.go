@@ -11,7 +11,7 @@ import (
 )
 
 // flowFilter fills the Bloom filters before the flows table in turns, as
-// bpf/filter.h says. While it is not valid every tuple is looked up, which is
+// bpf/flow_bloom.h says. While it is not valid every tuple is looked up, which is
 // slower and always right. Safe for concurrent use.
 //
 // Two that fill one filter would each take away what the other has put in, and

@@ -24,7 +24,7 @@ const acceptChain = "NODEPROXYEBPF-FORWARD"
 
 // acceptRules are what of Service flows is accepted: answers; flows whose client is
 // hidden, since no rule could tell them; and what the host itself sends, which
-// comes in by lo for its first packet (send_again of bpf/tracked.h).
+// comes in by lo for its first packet (send_again of bpf/ct_new.h).
 var acceptRules = [][]string{
 	{"-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "ACCEPT"},
 	{"-m", "conntrack", "--ctstate", "DNAT", "-m", "conntrack", "--ctstate", "SNAT", "-j", "ACCEPT"},

@@ -281,7 +281,7 @@ func endpoint(a bpfAddr, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(unmapAddr(a), networkPort(port))
 }
 
-// flowState is what timeout_of in bpf/collect.h makes of a flow.
+// flowState is what timeout_of in bpf/flow_gc.h makes of a flow.
 func flowState(proto uint8, f, reply *bpfFlow) string {
 	rst, fin := uint8(bpfFlowTcpTCP_SEEN_RST), uint8(bpfFlowTcpTCP_SEEN_FIN)
 	switch {

@@ -8,7 +8,7 @@ import (
 // Metric counts packets that met one reason, or socket calls.
 type Metric struct {
 	// Reason is a name in lower case with underscores, fit for a label:
-	// "forwarded", "no_endpoints". bpf/drop.h says what each means.
+	// "forwarded", "no_endpoints". bpf/reason.h says what each means.
 	Reason string
 	// Verdict is what became of the packets: translated, rejected, dropped, answered,
 	// passed (left to the stack as they are), or noted: what is counted beside, for
@@ -18,7 +18,7 @@ type Metric struct {
 	Bytes   uint64 // from the IP header on; 0 for socket calls
 }
 
-// reasonNames are the labels, in the order of enum reason in bpf/drop.h.
+// reasonNames are the labels, in the order of enum reason in bpf/reason.h.
 var reasonNames = [...]string{"forwarded", "stack", "flow_new", "flow_rebuilt", "no_endpoints", "policy",
 	"source_range", "unknown_flow", "unknown_reply", "flows_full", "ports_exhausted", "no_backend",
 	"no_source", "no_route", "ttl", "too_big", "unsendable", "fragment_orphan", "fragment_passed",
@@ -26,7 +26,7 @@ var reasonNames = [...]string{"forwarded", "stack", "flow_new", "flow_rebuilt", 
 	"martian", "unknown_protocol", "answer_limited", "doubtful",
 	"source_share"}
 
-// reasonVerdicts are what bpf/drop.h says of each reason. What is not named is dropped.
+// reasonVerdicts are what bpf/reason.h says of each reason. What is not named is dropped.
 var reasonVerdicts = map[string]string{
 	"forwarded": "translated", "stack": "translated", "icmp_translated": "translated", "socket_translated": "translated", "forwarded_xdp": "translated",
 	"flow_new": "noted", "flow_rebuilt": "noted",

@@ -22,7 +22,7 @@ import (
 // NAT, which come with a chain of type nat, and those of conntrack, which come with
 // a rule that needs it. A table of ours has both. Its rules drop what conntrack finds
 // invalid among the packets that the programs have given the priority PRIORITY_SERVICE
-// (to_stack of bpf/tracked.h), as kube-proxy's KUBE-FORWARD does among all packets, and
+// (to_stack of bpf/ct_new.h), as kube-proxy's KUBE-FORWARD does among all packets, and
 // those for which conntrack had no room (ask_for_room).
 
 var hookFamilies = [2]nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6}
@@ -36,7 +36,7 @@ const (
 )
 
 // acceptLocal lets IPv4 packets with a source of this host in by the loopback
-// device, where send_again of bpf/tracked.h has them arrive a second time.
+// device, where send_again of bpf/ct_new.h has them arrive a second time.
 const acceptLocal = "/proc/sys/net/ipv4/conf/lo/accept_local"
 
 // hooksTable names our table.

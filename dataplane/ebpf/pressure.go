@@ -10,7 +10,7 @@ import (
 )
 
 // Conntrack has one table for a network namespace. While it is more than half full, the
-// programs let one source hold no more than a share of it with half-open flows (bpf/share.h).
+// programs let one source hold no more than a share of it with half-open flows (bpf/ct_room.h).
 
 const (
 	// pressurePause is how often conntrack is asked how full it is.

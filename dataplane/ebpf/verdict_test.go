@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// Each reason's verdict is what bpf/drop.h says of it, in the order there.
+// Each reason's verdict is what bpf/reason.h says of it, in the order there.
 func TestVerdictsAreThoseOfTheHeader(t *testing.T) {
-	header, err := os.ReadFile("../../bpf/drop.h")
+	header, err := os.ReadFile("../../bpf/reason.h")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,8 +11,8 @@ import (
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
-// This file leads virtual packets through the contents of maps, as lookup.h and
-// begin.h do, without a kernel.
+// This file leads virtual packets through the contents of maps, as frontend.h,
+// backend.h and tc_new.h do, without a kernel.
 
 // find is find_frontend.
 func (c *contents) find(dst netip.AddrPort, proto service.Protocol) (bpfFrontend, bool) {

@@ -26,7 +26,7 @@ func (b *bench) runXDP(t testing.TB, dev string, packet []byte) (int, []byte) {
 	return int(ret), o.DataOut
 }
 
-// readyCounted is READY_COUNTED of bpf/flowtypes.h.
+// readyCounted is READY_COUNTED of bpf/flow_types.h.
 const readyCounted = 2
 
 // makeFast makes all halves those of a flow that conntrack owns and lets pass by.

@@ -1,7 +1,20 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* UDP flows that conntrack translates to where their Service does not lead any more. */
-#ifndef NODEPROXY_STALE_H
-#define NODEPROXY_STALE_H
+#ifndef NODEPROXY_CT_STALE_H
+#define NODEPROXY_CT_STALE_H
+
+#include "base.h"
+#include "backend.h"
+#include "ct.h"
+#include "flow_bloom.h"
+#include "flow_types.h"
+#include "flow_valid.h"
+#include "frontend.h"
+#include "maps.h"
+#include "metrics.h"
+#include "packet.h"
+#include "scratch.h"
+#include "types.h"
 
 /* A datagram of a flow whose frontend is gone: conntrack forgets the flow, or would go
  * on to translate it. */
@@ -10,7 +23,7 @@ static __always_inline void forget_tracked(struct __sk_buff *skb, struct work *w
 	if (w->p.t.proto != IPPROTO_UDP)
 		return;
 	expire_tracked(skb, w, &w->p.t);
-	settle(&w->p.t, f);
+	flush_counters(&w->p.t, f);
 	bpf_map_delete_elem(&flows, &w->p.t);
 }
 
@@ -45,13 +58,13 @@ __noinline bool is_sent_astray(struct __sk_buff *skb, struct work *w)
 	w->key.pad = 0;
 	fe = find_frontend(&w->key, false);
 	if (fe && fe->service == reply->service &&
-	    route_keeps(route_of(fe, FROM_NODE),
-			member_flags(reply->service, &w->p.t.dst, w->p.t.dport))) {
+	    route_allows_member(route_of(fe, FROM_NODE),
+				member_flags(reply->service, &w->p.t.dst, w->p.t.dport))) {
 		reply->epoch = epoch;
 		return false;
 	}
 	expire_tracked(skb, w, &w->to);
-	settle(&w->peer, reply);
+	flush_counters(&w->peer, reply);
 	bpf_map_delete_elem(&flows, &w->peer);
 	return true;
 }

@@ -4,88 +4,32 @@
  * stack, which translates and forwards it. What flows has of such a flow counts
  * its packets and says when conntrack is asked again; without it nothing is lost.
  */
-#ifndef NODEPROXY_TRACKED_H
-#define NODEPROXY_TRACKED_H
+#ifndef NODEPROXY_CT_NEW_H
+#define NODEPROXY_CT_NEW_H
+
+#include "base.h"
+#include "addr.h"
+#include "config.h"
+#include "ct.h"
+#include "ct_note.h"
+#include "ct_room.h"
+#include "events.h"
+#include "fib.h"
+#include "flow_repair.h"
+#include "frontend.h"
+#include "metrics.h"
+#include "packet.h"
+#include "reason.h"
+#include "rewrite.h"
+#include "scratch.h"
+#include "send.h"
+#include "sklookup.h"
+#include "snat.h"
+#include "source.h"
+#include "tc_new.h"
+#include "types.h"
 
 #define LO_IFINDEX 1
-
-/* Whether the frontend in w->fe would lead the packet's source to w->to's
- * destination still. ifindex is where it came in, 0 if it was sent here. */
-static __always_inline bool leads_to(struct work *w, __u32 ifindex)
-{
-	enum source source;
-
-	if (w->fe.flags & FRONTEND_FILTERED && !in_ranges(&w->fe, &w->p.t.src))
-		return false;
-	source = source_of(&w->p.t.src, ifindex);
-	return route_keeps(route_of(&w->fe, source),
-			   member_flags(w->fe.service, &w->to.dst, w->to.dport));
-}
-
-/* Writes one half over whatever is at its key: conntrack has made sure that it is
- * nobody else's. */
-static __always_inline void put_half(const struct tuple *key, struct flow *f)
-{
-	struct flow *was = bpf_map_lookup_elem(&flows, key);
-
-	if (was)
-		settle(key, was);
-	announce_flow(key);
-	bpf_map_update_elem(&flows, key, f, BPF_ANY);
-}
-
-/*
- * Notes the flow p.t -> w->to, which conntrack has. A full table leaves it out.
- * reads w->p, w->to, w->fe; writes w->peer, w->flow
- */
-__noinline int note_tracked(struct work *w)
-{
-	__u64 now = bpf_ktime_get_coarse_ns();
-
-	w = own_work(w);
-	if (!w)
-		return 0;
-	__builtin_memset(&w->flow, 0, sizeof(w->flow));
-	w->flow.service = w->fe.service;
-	w->flow.epoch = service_epoch(w->fe.service);
-	w->flow.checked = now / SECOND;
-	w->flow.id = bpf_get_prandom_u32() | 1;
-	reverse(&w->peer, &w->to);
-	reverse(&w->flow.to, &w->p.t);
-	w->flow.flags = FLOW_REPLY | FLOW_STACK;
-	put_half(&w->peer, &w->flow);
-	w->flow.to = w->to;
-	w->flow.flags = FLOW_STACK;
-	if (!same_addr(&w->to.src, &w->p.t.src) || w->to.sport != w->p.t.sport)
-		w->flow.flags |= FLOW_SOURCE;
-	w->flow.seen = now;
-	w->flow.packets = 1;
-	w->flow.bytes = w->p.total;
-	put_half(&w->p.t, &w->flow);
-	return 0;
-}
-
-/* Conntrack still has the flow: it is noted again, or for another second. */
-__noinline int renew_tracked(struct work *w, __u32 ifindex)
-{
-	struct flow *f;
-
-	w = own_work(w);
-	if (!w)
-		return 0;
-	f = bpf_map_lookup_elem(&flows, &w->p.t);
-	if (!f || !(f->flags & FLOW_STACK) || !same_tuple(&f->to, &w->to))
-		return note_tracked(w);
-	f->epoch = service_epoch(w->fe.service);
-	note_packet(w, f);
-	if (w->p.tcp_flags & TCP_SYN) /* conntrack may take it for a new connection's: see reopen */
-		demote(f, tracked_peer(w, f));
-	else if (is_counted(f))
-		note_segment(&w->p, f);
-	promote(w, f, ifindex);
-	f->checked = this_second();
-	return 0;
-}
 
 /*
  * The address that hides the client towards the backend: the one that the route
@@ -96,7 +40,7 @@ static __always_inline const struct addr *route_source(struct __sk_buff *skb, st
 {
 	long rc;
 
-	fill_question(w, skb->ifindex, 0);
+	init_fib_lookup(w, skb->ifindex, 0);
 	rc = bpf_fib_lookup(skb, &w->fib, sizeof(w->fib), fib_flags | fib_source);
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return masquerade_address(0, w->p.v4);
@@ -182,7 +126,7 @@ static __always_inline int translate_tracked(struct __sk_buff *skb, struct work 
 		count(REASON_FLOW_NEW, w->p.total);
 		count_service(w->fe.service, true);
 		count_backend(w->fe.service, &w->to.dst, w->to.dport, true);
-		tell(&w->p.t, &w->to, w->fe.service, REASON_FLOW_NEW);
+		emit_event(&w->p.t, &w->to, w->fe.service, REASON_FLOW_NEW);
 	}
 	count(REASON_STACK, w->p.total);
 	return w->egress ? send_again(skb, w) : to_stack(skb, w);
@@ -192,7 +136,7 @@ static __always_inline int translate_tracked(struct __sk_buff *skb, struct work 
 static __always_inline bool listens(struct __sk_buff *skb, struct work *w)
 {
 	reverse(&w->to, &w->p.t);
-	return socket_holds(skb, w);
+	return reply_has_socket(skb, w);
 }
 
 /* A Service's own address that is on this node all the same: a cache of names
@@ -266,8 +210,8 @@ static __always_inline int begin_tracked(struct __sk_buff *skb, struct work *w)
 		break;
 	}
 	if (!first) {
-		if (find_lost(w)) /* of the fast way */
-			return resume(skb, w);
+		if (lookup_or_restore(w)) /* of the fast way */
+			return deliver_restored(skb, w);
 		return has_connection(skb, w) ? NEXT : unknown_flow(skb, w);
 	}
 	return begin_new(skb, w, ifindex, half);

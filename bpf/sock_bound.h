@@ -1,7 +1,12 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Sockets whose source port is fixed before they connect. */
-#ifndef NODEPROXY_BOUND_H
-#define NODEPROXY_BOUND_H
+#ifndef NODEPROXY_SOCK_BOUND_H
+#define NODEPROXY_SOCK_BOUND_H
+
+#include "base.h"
+#include "addr.h"
+#include "source.h"
+#include "types.h"
 
 /* A socket call's address argument, of either family. */
 struct call {
@@ -19,8 +24,8 @@ static __always_inline bool port_is_bound(struct bpf_sock_addr *ctx)
 }
 
 /* Whether a socket connects this port, of the node, with the backend already. */
-static __always_inline bool is_taken(struct bpf_sock_addr *ctx, const struct addr *source,
-				     const struct backend *be)
+static __always_inline bool tuple_in_use(struct bpf_sock_addr *ctx, const struct addr *source,
+					 const struct backend *be)
 {
 	struct bpf_sock_tuple t = {};
 	bool v4 = is_v4(source), taken;

@@ -1,7 +1,14 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Whom a frame is for: others' are none of our business. */
-#ifndef NODEPROXY_RECEIVER_H
-#define NODEPROXY_RECEIVER_H
+#ifndef NODEPROXY_TC_RECEIVER_H
+#define NODEPROXY_TC_RECEIVER_H
+
+#include "base.h"
+#include "fragment.h"
+#include "maps.h"
+#include "packet.h"
+#include "scratch.h"
+#include "types.h"
 
 #define PACKET_HOST 0 /* linux/if_packet.h */
 

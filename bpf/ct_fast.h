@@ -5,8 +5,18 @@
  * once a second one packet of each direction does, which keeps its entry alive and
  * shows whether it is still there. docs/design/flows.md has the states.
  */
-#ifndef NODEPROXY_FAST_H
-#define NODEPROXY_FAST_H
+#ifndef NODEPROXY_CT_FAST_H
+#define NODEPROXY_CT_FAST_H
+
+#include "base.h"
+#include "ct.h"
+#include "flow.h"
+#include "flow_types.h"
+#include "maps.h"
+#include "packet.h"
+#include "scratch.h"
+#include "source.h"
+#include "types.h"
 
 /* Shorter flows are not worth a question to the agent. */
 #define PROMOTE_PACKETS 16

@@ -3,8 +3,17 @@
  * TCP segments of flows whose windows conntrack does not judge, since it does not see each
  * of them: how far a direction has come, and which FIN, RST and SYN count.
  */
-#ifndef NODEPROXY_SEGMENT_H
-#define NODEPROXY_SEGMENT_H
+#ifndef NODEPROXY_CT_SEGMENT_H
+#define NODEPROXY_CT_SEGMENT_H
+
+#include "base.h"
+#include "ct.h"
+#include "ct_fast.h"
+#include "flow_types.h"
+#include "packet.h"
+#include "scratch.h"
+#include "source.h"
+#include "types.h"
 
 /* What becomes of a packet whose half was found. */
 enum keep {

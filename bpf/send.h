@@ -1,23 +1,32 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Where a translated packet goes, and sending it there past the stack. */
-#ifndef NODEPROXY_FORWARD_H
-#define NODEPROXY_FORWARD_H
+#ifndef NODEPROXY_SEND_H
+#define NODEPROXY_SEND_H
+
+#include "base.h"
+#include "addr.h"
+#include "config.h"
+#include "events.h"
+#include "fib.h"
+#include "fragment.h"
+#include "icmp_error.h"
+#include "maps.h"
+#include "metrics.h"
+#include "packet.h"
+#include "reason.h"
+#include "reply.h"
+#include "rewrite.h"
+#include "scratch.h"
+#include "source.h"
+#include "stats.h"
+#include "types.h"
 
 #define NEXT TC_ACT_UNSPEC /* to the next program on the hook, then the stack */
-
-/* What there is to be done with a packet, as the routes say. */
-enum way {
-	WAY_OUT,     /* through w->fib.ifindex */
-	WAY_LOCAL,   /* to this host's own sockets */
-	WAY_STACK,   /* only the stack can send it */
-	WAY_TOO_BIG, /* w->fib.mtu_result is the most it may have */
-	WAY_NONE,
-};
 
 static __always_inline int drop(enum reason reason, const struct packet *p)
 {
 	count(reason, p->total);
-	tell(&p->t, NULL, EVENT_NO_SERVICE, reason);
+	emit_event(&p->t, NULL, EVENT_NO_SERVICE, reason);
 	return TC_ACT_SHOT;
 }
 
@@ -26,68 +35,8 @@ static __always_inline int drop_new(enum reason reason, struct work *w)
 {
 	count(reason, w->p.total);
 	count_service(w->fe.service, false);
-	tell(&w->p.t, NULL, w->fe.service, reason);
+	emit_event(&w->p.t, NULL, w->fe.service, reason);
 	return TC_ACT_SHOT;
-}
-
-/* The length that has to fit: of a GSO packet, that of its segments. */
-static __always_inline __u32 sent_length(struct __sk_buff *skb, const struct packet *p)
-{
-	if (skb->gso_size)
-		return p->l4 - p->l3 + p->l4_len + skb->gso_size;
-	return p->total;
-}
-
-/* What the routes are asked: for a packet with the addresses of w->to that came
- * by an interface. */
-static __always_inline void fill_question(struct work *w, __u32 ifindex, __u32 length)
-{
-	struct bpf_fib_lookup *fib = &w->fib;
-	struct packet *p = &w->p;
-
-	__builtin_memset(fib, 0, sizeof(*fib));
-	fib->ifindex = ifindex;
-	fib->tot_len = length;
-	fib->l4_protocol = p->t.proto;
-	if (p->v4) {
-		fib->family = AF_INET;
-		fib->tos = p->tos;
-		fib->ipv4_src = w->to.src.w[3];
-		fib->ipv4_dst = w->to.dst.w[3];
-	} else {
-		fib->family = AF_INET6;
-		__builtin_memcpy(fib->ipv6_src, &w->to.src, 16);
-		__builtin_memcpy(fib->ipv6_dst, &w->to.dst, 16);
-	}
-	fib->sport = w->to.sport;
-	fib->dport = w->to.dport;
-}
-
-__noinline enum way find_way(struct __sk_buff *skb, struct work *w)
-{
-	struct bpf_fib_lookup *fib;
-	struct packet *p;
-	long rc;
-
-	if (!w)
-		return WAY_NONE;
-	fib = &w->fib;
-	p = &w->p;
-	fill_question(w, skb->ifindex, sent_length(skb, p));
-	rc = bpf_fib_lookup(skb, fib, sizeof(*fib), redirect_peer ? 0 : fib_flags);
-	switch (rc) {
-	case BPF_FIB_LKUP_RET_SUCCESS:
-	case BPF_FIB_LKUP_RET_NO_NEIGH:
-		return WAY_OUT;
-	case BPF_FIB_LKUP_RET_NOT_FWDED:
-		return WAY_LOCAL;
-	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
-		return p->may_fragment ? WAY_STACK : WAY_TOO_BIG;
-	case BPF_FIB_LKUP_RET_FWD_DISABLED:
-	case BPF_FIB_LKUP_RET_UNSUPP_LWT:
-		return WAY_STACK;
-	}
-	return WAY_NONE;
 }
 
 /* Into the Pod's namespace, without the queue between the ends of the veth. */
@@ -144,13 +93,13 @@ static __always_inline bool stack_takes(const struct work *w)
 }
 
 /* At egress, with the destination unchanged: the packet is on its way already. */
-static __always_inline bool stays(const struct work *w)
+static __always_inline bool dst_unchanged(const struct work *w)
 {
 	return w->egress && same_addr(&w->to.dst, &w->p.t.dst);
 }
 
 /* Answers a packet that cannot go on as it is, before it is rewritten. */
-static __always_inline int refuse_way(struct __sk_buff *skb, struct work *w, enum way way)
+static __always_inline int reject_unroutable(struct __sk_buff *skb, struct work *w, enum way way)
 {
 	__u32 mtu = w->fib.mtu_result;
 
@@ -158,14 +107,14 @@ static __always_inline int refuse_way(struct __sk_buff *skb, struct work *w, enu
 		return drop(REASON_NO_ROUTE, &w->p);
 	if (way == WAY_TOO_BIG) {
 		count(REASON_TOO_BIG, w->p.total);
-		return answer_icmp(skb, w, ANSWER_TOO_BIG, mtu);
+		return send_icmp_error(skb, w, ANSWER_TOO_BIG, mtu);
 	}
 	count(REASON_TTL, w->p.total);
-	return answer_icmp(skb, w, ANSWER_TIME_EXCEEDED, 0);
+	return send_icmp_error(skb, w, ANSWER_TIME_EXCEEDED, 0);
 }
 
 /* Whether a packet may take its way, TTL and size being considered. */
-static __always_inline bool may_go(const struct work *w, enum way way)
+static __always_inline bool route_usable(const struct work *w, enum way way)
 {
 	if (way == WAY_OUT)
 		return w->p.ttl > 1 || w->egress;
@@ -173,7 +122,7 @@ static __always_inline bool may_go(const struct work *w, enum way way)
 }
 
 /* Rewrites the packet to w->to and sends it the way that was found. */
-static __always_inline int go(struct __sk_buff *skb, struct work *w, enum way way)
+static __always_inline int forward(struct __sk_buff *skb, struct work *w, enum way way)
 {
 	if (way == WAY_OUT) {
 		if (rewrite(skb, w, w->egress ? 0 : 1) < 0)
@@ -195,11 +144,11 @@ static __always_inline int deliver(struct __sk_buff *skb, struct work *w)
 
 	if (w->p.saw == FRAGMENT_FIRST)
 		remember_fragment(w);
-	if (!stays(w))
-		way = find_way(skb, w);
-	if (!may_go(w, way))
-		return refuse_way(skb, w, way);
-	return go(skb, w, way);
+	if (!dst_unchanged(w))
+		way = lookup_route(skb, w);
+	if (!route_usable(w, way))
+		return reject_unroutable(skb, w, way);
+	return forward(skb, w, way);
 }
 
 /* An ICMP error about a flow, as find_quoted left it. */
@@ -210,9 +159,9 @@ __noinline int deliver_error(struct __sk_buff *skb, struct work *w)
 	w = own_work(w);
 	if (!w)
 		return TC_ACT_SHOT;
-	if (!stays(w))
-		way = find_way(skb, w);
-	if (!may_go(w, way))
+	if (!dst_unchanged(w))
+		way = lookup_route(skb, w);
+	if (!route_usable(w, way))
 		return drop(REASON_NO_ROUTE, &w->p); /* errors are not answered */
 	if (way != WAY_OUT && !stack_takes(w))
 		return drop(REASON_UNSENDABLE, &w->p);

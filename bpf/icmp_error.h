@@ -1,7 +1,20 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* ICMP errors: those of others are translated, and some are made here. */
-#ifndef NODEPROXY_ICMP_H
-#define NODEPROXY_ICMP_H
+#ifndef NODEPROXY_ICMP_ERROR_H
+#define NODEPROXY_ICMP_ERROR_H
+
+#include "base.h"
+#include "addr.h"
+#include "config.h"
+#include "csum.h"
+#include "ct.h"
+#include "flow_types.h"
+#include "frontend.h"
+#include "maps.h"
+#include "packet.h"
+#include "rewrite.h"
+#include "scratch.h"
+#include "types.h"
 
 #define ICMP_LEN 8
 
@@ -97,7 +110,7 @@ static __noinline long rewrite_quote(struct __sk_buff *skb, const struct quote *
 		return err;
 	/* UDP's is within the eight bytes: it is made right, and counted. */
 	diff = csum_add(diff, bpf_csum_diff(&old_ports, 4, &new_ports, 4, 0));
-	check = fold(csum_add(diff, (__u16)~q->check));
+	check = csum_fold(csum_add(diff, (__u16)~q->check));
 	if (!check)
 		check = 0xffff;
 	*sum = csum_word(*sum, q->check, check);

@@ -1,7 +1,19 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Connected sockets whose translation leads where it may not lead any more. */
-#ifndef NODEPROXY_GONE_H
-#define NODEPROXY_GONE_H
+#ifndef NODEPROXY_SOCK_STALE_H
+#define NODEPROXY_SOCK_STALE_H
+
+#include "base.h"
+#include "addr.h"
+#include "backend.h"
+#include "config.h"
+#include "flow_valid.h"
+#include "frontend.h"
+#include "maps.h"
+#include "sock.h"
+#include "sock_bound.h"
+#include "source.h"
+#include "types.h"
 
 /* Of the kernel's own types only what is read here; offsets are found at load. */
 struct net {
@@ -55,7 +67,8 @@ static __always_inline bool is_rerouted(const struct call *c, const struct trans
 	__u8 route;
 
 	return !fe || fe->service != t->service ||
-	       !socket_route(c, fe, loopback, &client, &route) || !route_keeps(route, member);
+	       !socket_route(c, fe, loopback, &client, &route) ||
+	       !route_allows_member(route, member);
 }
 
 /* Writes a struct gone if the socket's own backend is gone, or, for UDP, if a

@@ -1,7 +1,25 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What is counted for each service and backend, and told to who watches. */
-#ifndef NODEPROXY_COUNT_H
-#define NODEPROXY_COUNT_H
+/* What is counted: packets by reason, and traffic by Service and backend. */
+#ifndef NODEPROXY_METRICS_H
+#define NODEPROXY_METRICS_H
+
+#include "base.h"
+#include "flow_types.h"
+#include "maps.h"
+#include "reason.h"
+#include "stats.h"
+#include "types.h"
+
+static __always_inline void count(enum reason reason, __u32 bytes)
+{
+	__u32 key = reason;
+	struct metric *m = bpf_map_lookup_elem(&metrics, &key);
+
+	if (m) {
+		m->packets++;
+		m->bytes += bytes;
+	}
+}
 
 static __always_inline void count_service(__u32 id, bool translated)
 {
@@ -60,7 +78,7 @@ static __always_inline void add_traffic(struct traffic *t, bool reply, __u32 pac
  * backend. Packets themselves only count in the entry of their flow, which they
  * have read anyway: so the cost of a packet is two additions.
  */
-static __noinline int settle(const struct tuple *key, struct flow *f)
+static __noinline int flush_counters(const struct tuple *key, struct flow *f)
 {
 	struct member_key backend = {};
 	struct service_stats *s;
@@ -88,57 +106,6 @@ static __noinline int settle(const struct tuple *key, struct flow *f)
 	b = backend_stats(&backend);
 	if (b)
 		add_traffic(&b->traffic, reply, packets, bytes);
-	return 0;
-}
-
-/* Whether somebody watches, and has not been told enough this second. */
-static __always_inline bool watched(void)
-{
-	__u32 zero = 0;
-	struct watch *w = bpf_map_lookup_elem(&watch, &zero);
-	__u64 now;
-
-	if (!w || !w->on)
-		return false;
-	now = bpf_ktime_get_coarse_ns();
-	if (now - w->second > 1000000000ULL) {
-		w->second = now;
-		w->sent = 0;
-	}
-	if (w->sent >= w->rate) {
-		__sync_fetch_and_add(&w->lost, 1);
-		return false;
-	}
-	__sync_fetch_and_add(&w->sent, 1);
-	return true;
-}
-
-/* Tells who watches. to may be NULL. */
-__noinline int tell(const struct tuple *t, const struct tuple *to, __u32 service,
-		    enum reason reason)
-{
-	__u32 zero = 0;
-	struct watch *w;
-	struct event *e;
-
-	if (!t || !watched())
-		return 0;
-	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
-	if (!e) {
-		w = bpf_map_lookup_elem(&watch, &zero);
-		if (w)
-			__sync_fetch_and_add(&w->lost, 1);
-		return 0;
-	}
-	e->time = bpf_ktime_get_ns();
-	e->t = *t;
-	if (to)
-		e->to = *to;
-	else
-		__builtin_memset(&e->to, 0, sizeof(e->to));
-	e->service = service;
-	e->reason = reason;
-	bpf_ringbuf_submit(e, 0);
 	return 0;
 }
 

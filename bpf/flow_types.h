@@ -1,17 +1,35 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The part of types.h about flows. What that says of layouts and byte order holds
- * here too. */
-#ifndef NODEPROXY_FLOWTYPES_H
-#define NODEPROXY_FLOWTYPES_H
+/* The part of types.h about flows, and the Bloom filter before them. What that says of layouts
+ * and byte order holds here too. */
+#ifndef NODEPROXY_FLOW_TYPES_H
+#define NODEPROXY_FLOW_TYPES_H
+
+#include "base.h"
+#include "types.h"
+
+/* As many as fit into a cache together with what else a packet needs. */
+#define FILTER_BITS 16
+
+/* What is in flows has its bit set, and so may other tuples. */
+struct flow_filter {
+	__u64 bits[(1 << FILTER_BITS) / 64];
+};
+
+/* The value of flow_filter_state. */
+enum filter_state {
+	FILTER_SECOND = 1,   /* which of the two is in use */
+	FILTER_BUILDING = 2, /* the other one is being filled: new halves go into both */
+	FILTER_VALID = 4,    /* else all tuples are looked up */
+};
 
 enum flow_flag {
-	FLOW_REPLY = 1,    /* from backend to client */
-	FLOW_SOURCE = 2,   /* the forward half rewrites the source too */
-	FLOW_LASTING = 4,  /* the client sent again after more than a second */
-	FLOW_ORPHAN = 8,   /* the collector saw this half alone, before it had a packet */
-	FLOW_REST = 32,    /* a reply half that only keeps its port from others */
-	FLOW_FOREIGN = 16, /* holds the key for a connection that netfilter translates */
-	FLOW_STACK = 64,   /* conntrack owns the flow; this counts its packets */
+	FLOW_REPLY = 1,      /* from backend to client */
+	FLOW_SOURCE = 2,     /* the forward half rewrites the source too */
+	FLOW_LASTING = 4,    /* the client sent again after more than a second */
+	FLOW_ORPHAN = 8,     /* the collector saw this half alone, before it had a packet */
+	FLOW_TIME_WAIT = 32, /* a reply half that only keeps its port from others */
+	FLOW_FOREIGN = 16,   /* holds the key for a connection that netfilter translates */
+	FLOW_STACK = 64,     /* conntrack owns the flow; this counts its packets */
 };
 
 enum flow_tcp {

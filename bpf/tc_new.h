@@ -1,32 +1,27 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* The first packet of a flow: what becomes of it, from frontend to flow. */
-#ifndef NODEPROXY_BEGIN_H
-#define NODEPROXY_BEGIN_H
+#ifndef NODEPROXY_TC_NEW_H
+#define NODEPROXY_TC_NEW_H
 
-/* Whether a connected socket of this host waits for the packet: one may have a
- * node port's number as its own, or the address of a balancer. */
-static __always_inline bool has_connection(struct __sk_buff *skb, struct work *w)
-{
-	const struct tuple *t = &w->p.t;
-	__u32 size;
-
-	if (!(w->dst_flags & ADDRESS_LOCAL) || t->proto == IPPROTO_SCTP)
-		return false;
-	size = ask_socket(w, &t->src, t->sport, &t->dst, t->dport);
-	return t->proto == IPPROTO_TCP ? has_tcp_socket(skb, w, size)
-				       : has_udp_socket(skb, w, size);
-}
-
-/* Whether a socket of this host that was translated when it connected has the
- * port that another one sends from, and the same backend: its answers would be
- * taken for the other's. */
-static __always_inline bool is_claimed(struct __sk_buff *skb, struct work *w)
-{
-	const struct tuple *t = &w->to;
-
-	return translate_sockets && w->egress && t->proto == IPPROTO_TCP &&
-	       has_tcp_socket(skb, w, ask_socket(w, &t->dst, t->dport, &t->src, t->sport));
-}
+#include "base.h"
+#include "addr.h"
+#include "backend.h"
+#include "events.h"
+#include "fib.h"
+#include "flow.h"
+#include "flow_close.h"
+#include "fragment.h"
+#include "frontend.h"
+#include "metrics.h"
+#include "packet.h"
+#include "reason.h"
+#include "reply.h"
+#include "scratch.h"
+#include "send.h"
+#include "sklookup.h"
+#include "snat.h"
+#include "source.h"
+#include "types.h"
 
 /* TCP gets a reset: an ICMP error that comes while the client is still in
  * connect() is only noted, and the client waits a second to try again. */
@@ -34,10 +29,10 @@ static __always_inline int reject(struct __sk_buff *skb, struct work *w)
 {
 	count(REASON_NO_ENDPOINTS, w->p.total);
 	count_service(w->fe.service, false);
-	tell(&w->p.t, NULL, w->fe.service, REASON_NO_ENDPOINTS);
+	emit_event(&w->p.t, NULL, w->fe.service, REASON_NO_ENDPOINTS);
 	if (w->p.t.proto == IPPROTO_TCP && w->p.saw == FRAGMENT_NONE)
-		return answer_reset(skb, w);
-	return answer_icmp(skb, w, ANSWER_PORT_UNREACHABLE, 0);
+		return send_rst(skb, w);
+	return send_icmp_error(skb, w, ANSWER_PORT_UNREACHABLE, 0);
 }
 
 /* TCP to a frontend without a flow. A hang is worse than a reset. */
@@ -48,8 +43,8 @@ static __always_inline int unknown_flow(struct __sk_buff *skb, struct work *w)
 	if (n && n->flags & NODE_PASS_UNKNOWN)
 		return NEXT; /* of the mode that this one took over from */
 	count(REASON_UNKNOWN_FLOW, w->p.total);
-	tell(&w->p.t, NULL, w->fe.service, REASON_UNKNOWN_FLOW);
-	return answer_reset(skb, w);
+	emit_event(&w->p.t, NULL, w->fe.service, REASON_UNKNOWN_FLOW);
+	return send_rst(skb, w);
 }
 
 /*
@@ -75,7 +70,7 @@ static __always_inline enum reason make_flow(struct __sk_buff *skb, struct work 
 		w->to.src = *own;
 		done = take_port(skb, w);
 	} else {
-		done = is_claimed(skb, w) ? INSERT_TAKEN : insert_reply(w, RECLAIM_ANY);
+		done = src_port_in_use(skb, w) ? INSERT_TAKEN : insert_reply(w, RECLAIM_ANY);
 		if (done == INSERT_TAKEN) /* two frontends, one backend, one client port */
 			done = take_port(skb, w);
 	}
@@ -122,11 +117,11 @@ static __always_inline int translate(struct __sk_buff *skb, struct work *w, __u8
 	set_backend(w);
 	if (w->to.proto == IPPROTO_SCTP && w->to.dport != w->p.t.dport)
 		return drop_new(REASON_SCTP_PORT, w);
-	way = find_way(skb, w);
-	if (!may_go(w, way)) {
+	way = lookup_route(skb, w);
+	if (!route_usable(w, way)) {
 		count_service(w->fe.service, false);
 		count_backend(w->fe.service, &w->to.dst, w->to.dport, false);
-		return refuse_way(skb, w, way);
+		return reject_unroutable(skb, w, way);
 	}
 	reason = make_flow(skb, w, way, route);
 	if (reason != REASON_FORWARDED) {
@@ -135,14 +130,14 @@ static __always_inline int translate(struct __sk_buff *skb, struct work *w, __u8
 	}
 	count_service(w->fe.service, true);
 	count_backend(w->fe.service, &w->to.dst, w->to.dport, true);
-	tell(&w->p.t, &w->to, w->fe.service, REASON_FLOW_NEW);
+	emit_event(&w->p.t, &w->to, w->fe.service, REASON_FLOW_NEW);
 	if (w->p.saw == FRAGMENT_FIRST)
 		remember_fragment(w);
-	return go(skb, w, way);
+	return forward(skb, w, way);
 }
 
 /* The first packet to the frontend in w->fe. */
-static __always_inline int begin(struct __sk_buff *skb, struct work *w)
+static __always_inline int handle_new_flow(struct __sk_buff *skb, struct work *w)
 {
 	enum source source;
 	__u8 route;
@@ -169,18 +164,6 @@ static __always_inline int begin(struct __sk_buff *skb, struct work *w)
 		return reject(skb, w);
 	}
 	return drop_new(REASON_POLICY, w);
-}
-
-/* A later fragment of a datagram whose first was not seen. */
-static __always_inline int orphan_fragment(struct work *w)
-{
-	__u32 flags = address_flags(&w->p.t.dst);
-
-	if (flags & ADDRESS_VIP)
-		return drop(REASON_FRAGMENT_ORPHAN, &w->p);
-	if (flags & ADDRESS_LOCAL && !w->egress)
-		count(REASON_FRAGMENT_PASSED, w->p.total);
-	return NEXT;
 }
 
 #endif

@@ -1,7 +1,14 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* How a flow ends, what its backend has left of it then, and who may have its port. */
-#ifndef NODEPROXY_CLOSING_H
-#define NODEPROXY_CLOSING_H
+#ifndef NODEPROXY_FLOW_CLOSE_H
+#define NODEPROXY_FLOW_CLOSE_H
+
+#include "base.h"
+#include "flow_types.h"
+#include "maps.h"
+#include "packet.h"
+#include "scratch.h"
+#include "types.h"
 
 /*
  * Whether the backend of a flow may be in TIME_WAIT: not if the client closed
@@ -35,7 +42,7 @@ static __always_inline void close_flow(struct work *w, struct flow *f, __u8 flag
  * client sends its SYN again: from the same port, or it could meet the next
  * TIME_WAIT.
  */
-static __always_inline bool was_refused(const struct flow *f, const struct flow *reply)
+static __always_inline bool rst_by_client(const struct flow *f, const struct flow *reply)
 {
 	return f->tcp == TCP_SEEN_RST && reply && reply->tcp == TCP_SEEN_ACK;
 }
@@ -53,12 +60,12 @@ static __always_inline bool was_refused(const struct flow *f, const struct flow 
  * and the client has to send again. So it has if the backend still has the old flow
  * in TIME_WAIT.
  */
-enum reclaim { RECLAIM_GONE, RECLAIM_RESTED, RECLAIM_ANY };
+enum reclaim { RECLAIM_GONE, RECLAIM_QUIET, RECLAIM_ANY };
 
-#define REST 50000000ULL
+#define REUSE_QUIET_NS 50000000ULL
 
-static __always_inline bool is_over(const struct tuple *key, const struct flow *f,
-				    const struct flow *reply, enum reclaim which)
+static __always_inline bool flow_expired(const struct tuple *key, const struct flow *f,
+					 const struct flow *reply, enum reclaim which)
 {
 	__u64 seen = f->seen > reply->seen ? f->seen : reply->seen;
 	__u64 idle = bpf_ktime_get_coarse_ns() - seen;
@@ -70,10 +77,10 @@ static __always_inline bool is_over(const struct tuple *key, const struct flow *
 			return idle > ANSWERED_IDLE;
 		return idle > ONE_SHOT_IDLE;
 	}
-	if (which != RECLAIM_ANY && idle < REST)
+	if (which != RECLAIM_ANY && idle < REUSE_QUIET_NS)
 		return false;
 	if ((f->tcp | reply->tcp) & TCP_SEEN_RST)
-		return which == RECLAIM_ANY || !was_refused(f, reply);
+		return which == RECLAIM_ANY || !rst_by_client(f, reply);
 	if (!(f->tcp & reply->tcp & TCP_SEEN_FIN))
 		return false;
 	return which != RECLAIM_GONE || !in_time_wait(f, reply);

@@ -1,7 +1,18 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* One pass over flows, deleting pairs whose time is over. */
-#ifndef NODEPROXY_COLLECT_H
-#define NODEPROXY_COLLECT_H
+#ifndef NODEPROXY_FLOW_GC_H
+#define NODEPROXY_FLOW_GC_H
+
+#include "base.h"
+#include "flow.h"
+#include "flow_bloom.h"
+#include "flow_close.h"
+#include "flow_types.h"
+#include "maps.h"
+#include "metrics.h"
+#include "packet.h"
+#include "source.h"
+#include "types.h"
 
 static __always_inline __u64 timeout_of(const struct collection *c, const struct tuple *key,
 					const struct flow *f, const struct flow *peer)
@@ -45,7 +56,7 @@ static long collect_one(void *map __attribute__((unused)), struct tuple *key, st
 			c->deleted++;
 		return 0;
 	}
-	settle(key, f);
+	flush_counters(key, f);
 	peer = bpf_map_lookup_elem(&flows, &other);
 	if (peer && !leads_back(peer, key))
 		peer = NULL;
@@ -54,7 +65,7 @@ static long collect_one(void *map __attribute__((unused)), struct tuple *key, st
 		 * the time in which traffic would have made it again, or for which it was
 		 * left by forget; one that had no packet yet may be about to get its forward half,
 		 * and has until the next pass. */
-		__u64 limit = f->flags & FLOW_REST ? c->time_wait : c->opening;
+		__u64 limit = f->flags & FLOW_TIME_WAIT ? c->time_wait : c->opening;
 		bool young = seen ? c->now - seen < limit : !(f->flags & FLOW_ORPHAN);
 
 		if (peer)
@@ -73,7 +84,7 @@ static long collect_one(void *map __attribute__((unused)), struct tuple *key, st
 			return 0;
 		}
 		if (peer)
-			settle(&other, peer);
+			flush_counters(&other, peer);
 		if (peer && bpf_map_delete_elem(&flows, key) == 0 &&
 		    bpf_map_delete_elem(&flows, &other) == 0)
 			c->deleted += 2;

@@ -4,8 +4,17 @@
  * without an answer, and TCP flows whose client has not acknowledged it. The kernel itself forgets
  * such flows first once conntrack is full (early_drop of net/netfilter/nf_conntrack_core.c).
  */
-#ifndef NODEPROXY_SHARE_H
-#define NODEPROXY_SHARE_H
+#ifndef NODEPROXY_CT_ROOM_H
+#define NODEPROXY_CT_ROOM_H
+
+#include "base.h"
+#include "addr.h"
+#include "ct.h"
+#include "flow.h"
+#include "maps.h"
+#include "scratch.h"
+#include "send.h"
+#include "types.h"
 
 /* Half-open flows are counted for so many seconds; conntrack has them for 120. */
 #define SHARE_SECONDS 32

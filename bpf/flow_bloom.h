@@ -6,8 +6,13 @@
  * before a half is inserted. No bit can be cleared alone, so that Go has two
  * filters filled in turns (filter.go in dataplane/ebpf).
  */
-#ifndef NODEPROXY_FILTER_H
-#define NODEPROXY_FILTER_H
+#ifndef NODEPROXY_FLOW_BLOOM_H
+#define NODEPROXY_FLOW_BLOOM_H
+
+#include "base.h"
+#include "flow_types.h"
+#include "maps.h"
+#include "types.h"
 
 static __always_inline __u32 filter_bit(const struct tuple *t)
 {

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Why a packet or a socket call was dropped, refused or passed on: metrics' index. */
-#ifndef NODEPROXY_DROP_H
-#define NODEPROXY_DROP_H
+#ifndef NODEPROXY_REASON_H
+#define NODEPROXY_REASON_H
+
+#include "base.h"
 
 enum reason {
 	REASON_FORWARDED,         /* translated and sent on by the programs */

@@ -1,7 +1,23 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Packets of halves that conntrack has: which may pass the stack by, and which go up. */
-#ifndef NODEPROXY_BYPASS_H
-#define NODEPROXY_BYPASS_H
+#ifndef NODEPROXY_CT_BYPASS_H
+#define NODEPROXY_CT_BYPASS_H
+
+#include "base.h"
+#include "backend.h"
+#include "ct.h"
+#include "ct_fast.h"
+#include "ct_room.h"
+#include "ct_segment.h"
+#include "fib.h"
+#include "flow.h"
+#include "flow_close.h"
+#include "flow_types.h"
+#include "packet.h"
+#include "reason.h"
+#include "rewrite.h"
+#include "scratch.h"
+#include "send.h"
 
 /* Whether conntrack still has the flow of a reply half as the half has it. */
 static __always_inline bool still_tracked(struct __sk_buff *skb, struct work *w, struct flow *f)
@@ -98,7 +114,7 @@ static __always_inline enum keep keep_tracked(struct __sk_buff *skb, struct work
 static __always_inline int forward_fast(struct __sk_buff *skb, struct work *w, struct flow *f)
 {
 	w->to = f->to;
-	if (find_way(skb, w) != WAY_OUT)
+	if (lookup_route(skb, w) != WAY_OUT)
 		return NEXT;
 	if (rewrite(skb, w, 1) < 0)
 		return drop(REASON_REWRITE, &w->p);

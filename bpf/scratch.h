@@ -1,7 +1,12 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Where one packet's work is done. */
-#ifndef NODEPROXY_WORK_H
-#define NODEPROXY_WORK_H
+#ifndef NODEPROXY_SCRATCH_H
+#define NODEPROXY_SCRATCH_H
+
+#include "base.h"
+#include "flow_types.h"
+#include "packet.h"
+#include "types.h"
 
 /* Of conntrack's functions: what is asked, and what went wrong. Later kernels take
  * this form of 6.1 too. */

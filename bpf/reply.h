@@ -1,7 +1,19 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Answers made from the packet itself, sent back the way it came. */
-#ifndef NODEPROXY_ANSWER_H
-#define NODEPROXY_ANSWER_H
+#ifndef NODEPROXY_REPLY_H
+#define NODEPROXY_REPLY_H
+
+#include "base.h"
+#include "csum.h"
+#include "flow.h"
+#include "icmp_error.h"
+#include "maps.h"
+#include "metrics.h"
+#include "packet.h"
+#include "reason.h"
+#include "scratch.h"
+#include "snat.h"
+#include "types.h"
 
 enum answer { ANSWER_PORT_UNREACHABLE, ANSWER_TIME_EXCEEDED, ANSWER_TOO_BIG };
 
@@ -27,7 +39,7 @@ static __always_inline __u32 pseudo_sum(const struct tuple *t, __u32 len, __u8 p
 #define BURST_TO_ALL 10000
 
 /* Takes one from the answers that are left to an address. Two CPUs may take the same. */
-static __always_inline bool take_answer(const struct addr *a, __u64 interval, __u64 burst)
+static __always_inline bool take_reply_token(const struct addr *a, __u64 interval, __u64 burst)
 {
 	__u64 now = bpf_ktime_get_ns(), next = now;
 	__u64 *due = bpf_map_lookup_elem(&answer_times, a);
@@ -46,12 +58,12 @@ static __always_inline bool take_answer(const struct addr *a, __u64 interval, __
 
 /* Whether the packet may be answered, or has been answered enough.
  * reads w->p */
-static __always_inline bool may_answer(struct work *w)
+static __always_inline bool may_reply(struct work *w)
 {
 	struct addr all = {};
 
-	if (take_answer(&w->p.t.src, SECOND / ANSWERS_TO_ONE, BURST_TO_ONE) &&
-	    take_answer(&all, SECOND / ANSWERS_TO_ALL, BURST_TO_ALL))
+	if (take_reply_token(&w->p.t.src, SECOND / ANSWERS_TO_ONE, BURST_TO_ONE) &&
+	    take_reply_token(&all, SECOND / ANSWERS_TO_ALL, BURST_TO_ALL))
 		return true;
 	count(REASON_ANSWER_LIMITED, w->p.total);
 	return false;
@@ -84,7 +96,7 @@ static __always_inline long write_ip(struct __sk_buff *skb, struct packet *p, co
 		ip.frag_off = bpf_htons(IP_DF);
 		ip.saddr = t->src.w[3];
 		ip.daddr = t->dst.w[3];
-		ip.check = fold(bpf_csum_diff(NULL, 0, (__be32 *)&ip, sizeof(ip), 0));
+		ip.check = csum_fold(bpf_csum_diff(NULL, 0, (__be32 *)&ip, sizeof(ip), 0));
 		return bpf_skb_store_bytes(skb, p->l3, &ip, sizeof(ip), 0);
 	} else {
 		struct ipv6hdr ip = {.version = 6, .hop_limit = OUR_TTL, .nexthdr = proto};
@@ -121,7 +133,7 @@ static __always_inline void icmp_header(__u8 *h, enum answer what, bool v4, __u3
  * source is the address that was dialled for port unreachable, as a host there
  * would have, and this node's otherwise.
  */
-__noinline int answer_icmp(struct __sk_buff *skb, struct work *w, __u32 what, __u32 mtu)
+__noinline int send_icmp_error(struct __sk_buff *skb, struct work *w, __u32 what, __u32 mtu)
 {
 	__u32 quoted, outer, sum, len;
 	const struct addr *own;
@@ -134,7 +146,7 @@ __noinline int answer_icmp(struct __sk_buff *skb, struct work *w, __u32 what, __
 	if (!w)
 		return TC_ACT_SHOT;
 	p = &w->p;
-	if (p->saw == FRAGMENT_LATER || !may_answer(w))
+	if (p->saw == FRAGMENT_LATER || !may_reply(w))
 		return TC_ACT_SHOT;
 	reverse(&w->to, &p->t);
 	own = what == ANSWER_PORT_UNREACHABLE ? NULL : masquerade_address(skb->ifindex, p->v4);
@@ -158,7 +170,7 @@ __noinline int answer_icmp(struct __sk_buff *skb, struct work *w, __u32 what, __
 	sum = bpf_csum_diff(NULL, 0, (__be32 *)head, sizeof(head), sum);
 	if (!p->v4)
 		sum = csum_add(sum, pseudo_sum(&w->to, len, proto));
-	check = fold(sum);
+	check = csum_fold(sum);
 	__builtin_memcpy(head + 2, &check, 2);
 
 	if (bpf_skb_change_tail(skb, p->l3 + quoted, 0) < 0 ||
@@ -171,7 +183,7 @@ __noinline int answer_icmp(struct __sk_buff *skb, struct work *w, __u32 what, __
 
 /* Turns an echo request into its reply, in place. Swapping the addresses leaves
  * every checksum as it is. */
-__noinline int answer_echo(struct __sk_buff *skb, struct work *w)
+__noinline int send_echo_reply(struct __sk_buff *skb, struct work *w)
 {
 	__u8 ttl = OUR_TTL, type;
 	__u16 old, new;
@@ -181,7 +193,7 @@ __noinline int answer_echo(struct __sk_buff *skb, struct work *w)
 	w = own_work(w);
 	if (!w)
 		return TC_ACT_SHOT;
-	if (!may_answer(w))
+	if (!may_reply(w))
 		return TC_ACT_SHOT;
 	p = &w->p;
 	type = p->v4 ? ICMP_ECHOREPLY : ICMPV6_ECHO_REPLY;
@@ -213,7 +225,7 @@ __noinline int answer_echo(struct __sk_buff *skb, struct work *w)
  * Resets a TCP connection that no flow is known of. The segment that has no
  * ACK is acknowledged as RFC 9293 3.10.7.1 says.
  */
-__noinline int answer_reset(struct __sk_buff *skb, struct work *w)
+__noinline int send_rst(struct __sk_buff *skb, struct work *w)
 {
 	struct tcphdr in, out = {.doff = 5, .rst = 1};
 	struct packet *p;
@@ -224,7 +236,7 @@ __noinline int answer_reset(struct __sk_buff *skb, struct work *w)
 		return TC_ACT_SHOT;
 	p = &w->p;
 	if (p->tcp_flags & TCP_RST || bpf_skb_load_bytes(skb, p->l4, &in, sizeof(in)) < 0 ||
-	    !may_answer(w))
+	    !may_reply(w))
 		return TC_ACT_SHOT;
 	reverse(&w->to, &p->t);
 	outer = p->v4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
@@ -241,12 +253,12 @@ __noinline int answer_reset(struct __sk_buff *skb, struct work *w)
 	/* Under CHECKSUM_PARTIAL the field holds the pseudo-header's sum, and the
 	 * device will add the rest. No helper tells that state, the sum does. */
 	sum = pseudo_sum(&p->t, p->total - (p->l4 - p->l3), IPPROTO_TCP);
-	if (p->l4 - p->l3 == outer && in.check == (__u16)~fold(sum)) {
-		out.check = ~fold(pseudo_sum(&w->to, sizeof(out), IPPROTO_TCP));
+	if (p->l4 - p->l3 == outer && in.check == (__u16)~csum_fold(sum)) {
+		out.check = ~csum_fold(pseudo_sum(&w->to, sizeof(out), IPPROTO_TCP));
 	} else {
 		sum = pseudo_sum(&w->to, sizeof(out), IPPROTO_TCP);
 		sum = csum_add(sum, bpf_csum_diff(NULL, 0, (__be32 *)&out, sizeof(out), 0));
-		out.check = fold(sum);
+		out.check = csum_fold(sum);
 	}
 	if (bpf_skb_change_tail(skb, p->l3 + outer + sizeof(out), 0) < 0 ||
 	    write_ip(skb, p, &w->to, sizeof(out), IPPROTO_TCP) < 0 ||
