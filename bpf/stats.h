@@ -57,6 +57,7 @@ struct event {
 	 * text. Id 0: nobody known, as for every packet. */
 	__u32 process; /* host; in the PID namespace of the machine */
 	__u8 program[16];
+	__u32 pad;
 };
 
 #define EVENT_NO_SERVICE 0xffffffff

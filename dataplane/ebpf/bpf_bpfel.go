@@ -97,7 +97,7 @@ type bpfEvent struct {
 	Reason  uint32
 	Process uint32
 	Program [16]uint8
-	_       [4]byte
+	Pad     uint32
 }
 
 type bpfFilterState uint32
