@@ -119,7 +119,7 @@ func (k *kubelets) start(t *testing.T, node string, ds *appsv1.DaemonSet) *agent
 	}
 	pod := k.podFromAPI(t, ds.Name)
 	command := append(pod.command(k.Options().Binary, node), "--instance="+k.Netns(node))
-	if len(ds.Spec.Template.Spec.InitContainers) > 0 {
+	if pod.container != &pod.spec.Containers[0] { // it ends by itself
 		argv := pod.argv(t, command)
 		eventually(t, patience, func() error {
 			if out, err := k.Command(t.Context(), node, argv...).CombinedOutput(); err != nil {
