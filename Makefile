@@ -49,15 +49,15 @@ man: build ## Write man pages and completions for shells into bin/man and bin/co
 demo: root deps-lab build $(if $(filter kubernetes,$(SOURCE)),kube) ## Show on this machine how Services work (MODE=iptables, SOURCE=file)
 	./$(BIN) lab demo --mode $(MODE) --source $(SOURCE) --kube-bin $(KUBE_BIN)
 
-# etcd, kube-apiserver, kubectl and kube-proxy for the tests: tools of a Go
+# etcd, kube-apiserver, kubectl, kube-proxy and kubeadm for the tests: tools of a Go
 # module of their own. Some eight minutes on two cores at first, then cached.
 KUBE_BIN := $(CURDIR)/bin/kube
 
 .PHONY: kube
-kube: ## Build etcd, kube-apiserver, kubectl and kube-proxy into bin/kube, for tests
+kube: ## Build etcd, kube-apiserver, kubectl, kube-proxy and kubeadm into bin/kube, for tests
 	@mkdir -p $(KUBE_BIN)
 	cd netns-tests/kube && version=$$($(GO) list -m -f '{{.Version}}' k8s.io/kubernetes) && for p in go.etcd.io/etcd/server/v3=etcd k8s.io/kubernetes/cmd/kube-apiserver=kube-apiserver \
-		k8s.io/kubernetes/cmd/kubectl=kubectl k8s.io/kubernetes/cmd/kube-proxy=kube-proxy; do \
+		k8s.io/kubernetes/cmd/kubectl=kubectl k8s.io/kubernetes/cmd/kube-proxy=kube-proxy k8s.io/kubernetes/cmd/kubeadm=kubeadm; do \
 		CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$version" -o $(KUBE_BIN)/$${p#*=} $${p%=*} || exit 1; \
 	done
 

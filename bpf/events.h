@@ -31,32 +31,41 @@ static __always_inline bool events_on(void)
 	return true;
 }
 
-/* Tells who watches. to may be NULL. */
-__noinline int emit_event(const struct tuple *t, const struct tuple *to, __u32 service,
-			  enum reason reason)
+/* An event to be submitted; NULL if nobody watches. to may be NULL. */
+static __always_inline struct event *begin_event(const struct tuple *t, const struct tuple *to,
+						 __u32 service, enum reason reason)
 {
 	__u32 zero = 0;
 	struct watch *w;
 	struct event *e;
 
-	if (!t || !events_on())
-		return 0;
+	if (!events_on())
+		return NULL;
 	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 	if (!e) {
 		w = bpf_map_lookup_elem(&watch, &zero);
 		if (w)
 			__sync_fetch_and_add(&w->lost, 1);
-		return 0;
+		return NULL;
 	}
+	__builtin_memset(e, 0, sizeof(*e));
 	e->time = bpf_ktime_get_ns();
 	e->t = *t;
 	if (to)
 		e->to = *to;
-	else
-		__builtin_memset(&e->to, 0, sizeof(e->to));
 	e->service = service;
 	e->reason = reason;
-	bpf_ringbuf_submit(e, 0);
+	return e;
+}
+
+/* Tells who watches. to may be NULL. */
+__noinline int emit_event(const struct tuple *t, const struct tuple *to, __u32 service,
+			  enum reason reason)
+{
+	struct event *e = t ? begin_event(t, to, service, reason) : NULL;
+
+	if (e)
+		bpf_ringbuf_submit(e, 0);
 	return 0;
 }
 

@@ -138,10 +138,12 @@ static __always_inline bool socket_route(const struct call *c, const struct fron
 	return (*route & ROUTE_ACTION) != ROUTE_DROP;
 }
 
+/* Tells who watches of a call, and which process makes it. be may be NULL. */
 __noinline int emit_call_event(const struct call *c, const struct backend *be, __u32 service,
 			       enum reason reason)
 {
 	struct tuple t = {}, to = {};
+	struct event *e;
 
 	if (!c)
 		return 0;
@@ -149,13 +151,19 @@ __noinline int emit_call_event(const struct call *c, const struct backend *be, _
 	t.dst = c->addr;
 	t.dport = c->port;
 	t.proto = c->proto;
-	if (!be)
-		return emit_event(&t, NULL, service, reason);
-	to.src = c->source;
-	to.dst = be->addr;
-	to.dport = be->port;
-	to.proto = c->proto;
-	return emit_event(&t, &to, service, reason);
+	if (be) {
+		to.src = c->source;
+		to.dst = be->addr;
+		to.dport = be->port;
+		to.proto = c->proto;
+	}
+	e = begin_event(&t, &to, service, reason);
+	if (!e)
+		return 0;
+	e->process = bpf_get_current_pid_tgid() >> 32;
+	bpf_get_current_comm(e->program, sizeof(e->program));
+	bpf_ringbuf_submit(e, 0);
+	return 0;
 }
 
 enum verdict { VERDICT_ASIDE, VERDICT_TRANSLATE, VERDICT_REFUSE, VERDICT_NONE };

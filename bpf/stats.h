@@ -56,11 +56,16 @@ struct event {
 	struct tuple to; /* for REASON_FLOW_NEW, REASON_SOCKET_TRANSLATED: as it went on */
 	__u32 service;   /* host; EVENT_NO_SERVICE if none is known */
 	__u32 reason;    /* host; enum reason */
+	/* Of a socket call: who made it, and what it calls itself, which need not be
+	 * text. Id 0: nobody known, as for every packet. */
+	__u32 process; /* host; in the PID namespace of the machine */
+	__u8 program[16];
+	__u32 pad;
 };
 
 #define EVENT_NO_SERVICE 0xffffffff
 
-_Static_assert(sizeof(struct event) == 96, "event");
+_Static_assert(sizeof(struct event) == 120, "event");
 _Static_assert(sizeof(struct watch) == 32, "watch");
 _Static_assert(sizeof(struct backend_stats) == sizeof(struct service_stats), "stats");
 

@@ -2,7 +2,7 @@
 /*
  * What Go and the programs share. bpf2go turns these into Go types, so this is
  * the only place where a layout is written down. A change here is a new layout
- * version (LAYOUT_VERSION in dataplane/ebpf/pin.go): pinned maps of the old one
+ * version (layoutVersion in dataplane/ebpf/pin.go): pinned maps of the old one
  * cannot be opened.
  *
  * Byte order: "network" means as in the packet, "host" means a plain number.

@@ -172,9 +172,33 @@ func TestChartCleanup(t *testing.T) {
 	if s := ds.Spec.Template.Spec.NodeSelector; len(s) != 1 || s["kubernetes.io/os"] != "linux" {
 		t.Errorf("it cleans nodes with %v only: agents may have been elsewhere", s)
 	}
-	c := ds.Spec.Template.Spec.InitContainers[0]
+	checkProfile(t, &ds.Spec.Template.Spec)
+	c := ds.Spec.Template.Spec.InitContainers[1]
 	if !slices.Equal(c.Args, []string{"cleanup"}) || c.SecurityContext.Privileged != nil || !ds.Spec.Template.Spec.HostNetwork {
 		t.Errorf("cleanup runs %+v", c)
+	}
+}
+
+// Under another profile than the program's own, nothing is written onto the node, and
+// kubelets with a directory of their own find theirs there.
+func TestChartSeccompProfile(t *testing.T) {
+	for _, set := range []string{"seccompProfile.type=Unconfined", "seccompProfile.type=RuntimeDefault", "seccompProfile.localhostProfile=profiles/mine.json"} {
+		for _, cleanup := range []string{"false", "true"} {
+			for name, ds := range daemonSets(decode(t, "chart", render(t, "release", "x", "--set", set+",cleanup="+cleanup))) {
+				pod := ds.Spec.Template.Spec
+				if strings.Contains(pod.String(), "seccomp-profile") || slices.ContainsFunc(pod.Volumes, func(v v1.Volume) bool { return v.Name == "seccomp" }) {
+					t.Errorf("%s, %s: the program's own profile is installed", set, name)
+				}
+				c := slices.Concat(pod.InitContainers, pod.Containers)[0]
+				if p := c.SecurityContext.SeccompProfile; (p.LocalhostProfile != nil) != (p.Type == v1.SeccompProfileTypeLocalhost) || !strings.HasSuffix(set, string(p.Type)) && !strings.HasSuffix(set, "mine.json") {
+					t.Errorf("%s, %s: %+v", set, name, p)
+				}
+			}
+		}
+	}
+	out := string(render(t, "release", "x", "--set", "kubeletDir=/var/lib/k0s/kubelet"))
+	if !strings.Contains(out, "hostPath: {path: /var/lib/k0s/kubelet/seccomp,") || strings.Contains(out, "{path: /var/lib/kubelet") {
+		t.Errorf("the kubelet's directory is not asked for:\n%s", out)
 	}
 }
 
@@ -195,6 +219,7 @@ func TestChartRefusesWrongValues(t *testing.T) {
 		{"maxUnavailable=half", "/maxUnavailable"}, {"extraArgs={v}", "/extraArgs/0"}, {"config.kind=X", "/config"},
 		{"image.digest=sha256:12", "/image/digest"}, {"podMonitor.interval=soon", "/podMonitor/interval"},
 		{"healthPort=99999", "/healthPort"}, {"apiServer.port=https", "/apiServer/port"}, {"seccompProfile.type=none", "/seccompProfile"},
+		{"kubeletDir=somewhere", "/kubeletDir"},
 	} {
 		out, err := helm(t, "template", "release", "chart", "--set", bad.set)
 		if err == nil || !strings.Contains(string(out), bad.named) {

@@ -19,6 +19,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/kubernetes/scheme"
+
+	"github.com/nodeproxy/nodeproxy/deploy/seccomp"
 )
 
 // decode reads manifests into the API's types; a field that the API does not
@@ -120,7 +122,8 @@ func check(t *testing.T, objects []runtime.Object) {
 	if c.LivenessProbe == nil || c.ReadinessProbe == nil {
 		t.Error("a probe is missing")
 	}
-	for _, m := range c.VolumeMounts {
+	checkProfile(t, &pod)
+	for _, m := range slices.Concat(pod.InitContainers[0].VolumeMounts, c.VolumeMounts) {
 		if _, ok := volumes[m.Name]; !ok {
 			t.Errorf("no volume %s", m.Name)
 		}
@@ -128,6 +131,29 @@ func check(t *testing.T, objects []runtime.Object) {
 	}
 	if len(volumes) > 0 {
 		t.Errorf("volumes that nothing mounts: %v", volumes)
+	}
+}
+
+// checkProfile wants what needs capabilities to run under the profile that a container
+// before it has written where a kubelet looks, and all others under the runtime's own.
+func checkProfile(t *testing.T, pod *v1.PodSpec) {
+	t.Helper()
+	installed := false
+	for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
+		profile := c.SecurityContext.SeccompProfile
+		if len(c.SecurityContext.Capabilities.Add) == 0 {
+			installed = installed || slices.ContainsFunc(c.Args, func(a string) bool { return strings.HasPrefix(a, "--install=") })
+			if profile == nil || profile.Type != v1.SeccompProfileTypeRuntimeDefault {
+				t.Errorf("%s runs under %+v", c.Name, profile)
+			}
+			continue
+		}
+		if profile == nil || profile.Type != v1.SeccompProfileTypeLocalhost || *profile.LocalhostProfile != seccomp.FileName || !installed {
+			t.Errorf("%s runs under %+v, installed: %v", c.Name, profile, installed)
+		}
+	}
+	if !slices.ContainsFunc(pod.Volumes, func(v v1.Volume) bool { return v.HostPath != nil && v.HostPath.Path == "/var/lib/kubelet/seccomp" }) {
+		t.Error("the kubelet's directory of profiles is not mounted")
 	}
 }
 
@@ -156,7 +182,9 @@ func TestManifestsAndChartAreAlike(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Its Pod mounts what the agent does, but for what only a running one needs.
-	for _, m := range pod(decode(t, "cleanup", data)).InitContainers[0].VolumeMounts {
+	cleanup := pod(decode(t, "cleanup", data))
+	checkProfile(t, &cleanup)
+	for _, m := range cleanup.InitContainers[1].VolumeMounts {
 		if !slices.ContainsFunc(plain.Containers[0].VolumeMounts, func(a v1.VolumeMount) bool { return cmp.Equal(a, m) }) {
 			t.Errorf("cleanup mounts %+v, the agent does not", m)
 		}

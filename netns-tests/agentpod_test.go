@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -27,28 +28,78 @@ type agentPod struct {
 	// what of a ConfigMap a kubelet writes.
 	dirs map[string]string
 	end  func() // ends what runs
-	// seccomp is a profile to run under, as a container runtime reads it; "" for none.
-	seccomp string
 }
 
 func newAgentPod(t *testing.T) *agentPod {
 	t.Helper()
-	data, err := deploy.Files.ReadFile("manifests/daemonset.yaml")
+	return podOfFile(t, "manifests/daemonset.yaml")
+}
+
+// podOfFile is the Pod of a DaemonSet in deploy/.
+func podOfFile(t *testing.T, path string) *agentPod {
+	t.Helper()
+	data, err := deploy.Files.ReadFile(path)
 	must(t, err)
 	var ds appsv1.DaemonSet
 	must(t, yaml.UnmarshalStrict(data, &ds))
-	return podOf(&ds)
+	return podOf(t, &ds)
 }
 
-// podOf is the Pod of a DaemonSet: its first container, or the first of those that
-// run before.
-func podOf(ds *appsv1.DaemonSet) *agentPod {
+// podOf is the Pod of a DaemonSet: the container that programs the kernel, which is the
+// agent's or the one that cleans up. The kubelet's directory is one of the test's own.
+func podOf(t *testing.T, ds *appsv1.DaemonSet) *agentPod {
+	t.Helper()
 	p := &agentPod{spec: ds.Spec.Template.Spec, dirs: map[string]string{}}
 	p.container = &p.spec.Containers[0]
-	if init := p.spec.InitContainers; len(init) > 0 {
-		p.container = &init[0]
+	for i := range p.spec.InitContainers {
+		if c := &p.spec.InitContainers[i]; len(c.SecurityContext.Capabilities.Add) > 0 {
+			p.container = c
+		}
+	}
+	for i := range p.spec.Volumes {
+		if v := &p.spec.Volumes[i]; v.Name == "seccomp" {
+			v.HostPath.Path = t.TempDir()
+		}
 	}
 	return p
+}
+
+// seccompDir is where the kubelet looks for profiles; "" if the Pod brings none.
+func (p *agentPod) seccompDir() string {
+	for _, v := range p.spec.Volumes {
+		if v.Name == "seccomp" {
+			return v.HostPath.Path
+		}
+	}
+	return ""
+}
+
+// runInit runs one of the containers that come before all others, with a program in
+// place of the image's.
+func (p *agentPod) runInit(t *testing.T, c *corev1.Container, program string) {
+	t.Helper()
+	init := &agentPod{spec: p.spec, container: c}
+	argv := init.argv(t, init.command(program, ""))
+	if out, err := exec.CommandContext(t.Context(), argv[0], argv[1:]...).CombinedOutput(); err != nil {
+		t.Fatalf("container %s: %v\n%s", c.Name, err, out)
+	}
+}
+
+// profile is the seccomp profile to run under, as a container runtime reads it: what the
+// containers before have written; "" for none.
+func (p *agentPod) profile(t *testing.T, program string) string {
+	t.Helper()
+	want := p.container.SecurityContext.SeccompProfile
+	if want == nil || want.Type != corev1.SeccompProfileTypeLocalhost {
+		return ""
+	}
+	for i := range p.spec.InitContainers {
+		if c := &p.spec.InitContainers[i]; c.Name == p.container.Name {
+			break
+		}
+		p.runInit(t, &p.spec.InitContainers[i], program)
+	}
+	return filepath.Join(p.seccompDir(), *want.LocalhostProfile)
 }
 
 // command is what the manifest runs, with a program in place of the image's.
@@ -117,11 +168,11 @@ mount -t proc proc $root/proc; mount --bind $root/proc/sys $root/proc/sys; mount
 mount --rbind /dev $root/dev; mount --bind /sys $root/sys; mount -o remount,bind,ro $root/sys
 `)
 	b.WriteString(p.mounts())
-	if p.seccomp != "" {
+	if profile := p.profile(t, command[0]); profile != "" {
 		self, err := os.Executable()
 		must(t, err)
-		command = append([]string{self, "under-seccomp", p.seccomp}, command...)
-		paths = append(paths, p.seccomp, command[3])
+		command = append([]string{self, "under-seccomp", profile}, command...)
+		paths = append(paths, profile, command[3])
 	}
 	for _, path := range append(paths, command[0]) {
 		make := "mkdir -p"

@@ -20,17 +20,19 @@ import (
 	"github.com/nodeproxy/nodeproxy/lab/labtest"
 )
 
-// helmBinary is helm, which `make test` has built; a test that is run alone builds it.
-func helmBinary(t *testing.T) string {
+// helmBinary is helm.
+func helmBinary(t *testing.T) string { return tool(t, "helm") }
+
+// tool is a program that `make test` has built; a test that is run alone builds it.
+func tool(t *testing.T, name string) string {
 	t.Helper()
-	helm := filepath.Join(kubeBinaries(t), "helm")
-	if _, err := os.Stat(helm); err != nil {
-		out, err := exec.Command("make", "-C", "..", "helm").CombinedOutput()
-		if err != nil {
-			t.Fatalf("make helm: %v\n%s", err, out)
+	path := filepath.Join(kubeBinaries(t), name)
+	if _, err := os.Stat(path); err != nil {
+		if out, err := exec.Command("make", "-C", "..", name, "KUBE_BIN="+kubeBinaries(t)).CombinedOutput(); err != nil {
+			t.Fatalf("make %s: %v\n%s", name, err, out)
 		}
 	}
-	return helm
+	return path
 }
 
 // renderChart renders the chart with values, as helm does for an installation.
@@ -92,9 +94,10 @@ func TestChartOnAPIServer(t *testing.T) {
 		"no tolerations":    {"--set-json", "tolerations=[]"},
 		"canary":            {"--set", "canary.enabled=true,canary.tag=v2,canary.extraArgs={--xdp=native}"},
 		"monitored":         {"--set", "podMonitor.enabled=true,podMonitor.labels.release=prometheus,prometheusRule.enabled=true,grafanaDashboard.enabled=true"},
-		"seccomp":           {"--set", "seccompProfile.type=Localhost,seccompProfile.localhostProfile=nodeproxy.json"},
+		"seccomp":           {"--set", "seccompProfile.type=Unconfined"},
 		"affinity":          {"--set-json", `affinity={"nodeAffinity":{"requiredDuringSchedulingIgnoredDuringExecution":{"nodeSelectorTerms":[{"matchExpressions":[{"key":"a","operator":"Exists"}]}]}}}`},
 		"cleanup":           {"--set", "cleanup=true"},
+		"cleanup, seccomp":  {"--set", "cleanup=true,seccompProfile.localhostProfile=mine.json,kubeletDir=/var/lib/k0s/kubelet"},
 		"no serviceAccount": {"--set", "serviceAccount.create=false,serviceAccount.name=there"},
 	} {
 		variants["chart, "+name] = renderChart(t, args...)
@@ -192,7 +195,7 @@ func (c *cluster) podFromAPI(t *testing.T, name string) *agentPod {
 	t.Helper()
 	var ds appsv1.DaemonSet
 	must(t, yaml.Unmarshal([]byte(c.mustKubectl(t, "", "-n", "kube-system", "get", "daemonset", name, "-o", "yaml")), &ds))
-	p := podOf(&ds)
+	p := podOf(t, &ds)
 	for _, v := range p.spec.Volumes {
 		if v.ConfigMap == nil {
 			continue

@@ -119,7 +119,7 @@ func (k *kubelets) start(t *testing.T, node string, ds *appsv1.DaemonSet) *agent
 	}
 	pod := k.podFromAPI(t, ds.Name)
 	command := append(pod.command(k.Options().Binary, node), "--instance="+k.Netns(node))
-	if len(ds.Spec.Template.Spec.InitContainers) > 0 {
+	if pod.container != &pod.spec.Containers[0] { // it ends by itself
 		argv := pod.argv(t, command)
 		eventually(t, patience, func() error {
 			if out, err := k.Command(t.Context(), node, argv...).CombinedOutput(); err != nil {
@@ -181,6 +181,40 @@ oomScoreAdj: 0
 	}
 }
 
+// besideKubeProxy starts kube-proxy on nodes that are nodeproxy's, as an upgrade by
+// kubeadm does without the guide's patch, and does what the guide says then.
+func (k *kubelets) besideKubeProxy(t *testing.T) {
+	t.Helper()
+	serve := func() {
+		t.Helper()
+		for _, p := range lab.PlacesOf(lab.Node) {
+			eventually(t, patience, func() error { return onNode(t, k.Lab, "web "+p.Name, everyPod) })
+		}
+	}
+	k.mustKubectl(t, "", "-n", "kube-system", "patch", "daemonset", "kube-proxy", "--type=merge", "-p", `{"spec":{"template":{"spec":{"affinity":null}}}}`)
+	if on := k.reconcile(t); len(on["node-a"]) != 2 || len(on["node-b"]) != 2 {
+		t.Fatalf("not both on every node: %v", on)
+	}
+	serve()
+	k.mustKubectl(t, "", "-n", "kube-system", "patch", "daemonset", "kube-proxy", "--patch-file", "../deploy/kubeadm/patches/kubeproxydaemonset+strategic.yaml")
+	k.reconcile(t)
+	serve()
+	for key, pod := range k.runs { // kubectl rollout restart daemonset/nodeproxy
+		pod.end()
+		delete(k.runs, key)
+	}
+	k.reconcile(t)
+	serve()
+	for _, p := range lab.PlacesOf(lab.Node) {
+		eventually(t, patience, func() error {
+			if rules := inPlace(t, k.Lab, p.Name, "iptables-save"); strings.Contains(rules, "KUBE-SVC-") {
+				return errors.New("rules of kube-proxy's are left on " + p.Name)
+			}
+			return nil
+		})
+	}
+}
+
 func (k *kubelets) follow(t *testing.T, way string) {
 	t.Cleanup(func() {
 		for _, pod := range k.runs {
@@ -218,6 +252,9 @@ func (k *kubelets) follow(t *testing.T, way string) {
 			}
 			seen[p.Name+" "+agents] = true
 			eventually(t, patience, func() error { return onNode(t, k.Lab, "web "+p.Name, everyPod) })
+		}
+		if way == "manifests" && strings.Contains(command, "label nodes --all nodeproxy.io/proxy=nodeproxy") {
+			k.besideKubeProxy(t)
 		}
 		seen[fmt.Sprint(on)] = true
 		t.Logf("%5.1fs %v after %.100s", time.Since(began).Seconds(), on, command)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/nodeproxy/nodeproxy/admin"
 	"github.com/nodeproxy/nodeproxy/lab"
+	"github.com/nodeproxy/nodeproxy/lab/labtest"
 )
 
 // A tenant's Service that wants more than the maps have, and one that a mode cannot take
@@ -98,6 +99,107 @@ func TestOneTenantLeavesTheOthersAlone(t *testing.T) {
 		})
 	})
 }
+
+// A Service of a real API server that a node leaves out is told of where people look: an
+// Event on the Service, a metric and a line in status, of each mode. The other Services are
+// served and followed, and nothing is said any more once it is gone.
+func TestLeftOutServiceOnAPIServer(t *testing.T) {
+	labtest.RequireRoot(t)
+	t.Parallel()
+	c := upCluster(t)
+	c.mustKubectl(t, "", "create", "namespace", "tenant")
+	for _, col := range columns {
+		if col.Name == "iptables-nft" || col.Name == "ebpf" {
+			t.Run(col.Name, func(t *testing.T) { c.leavesOut(t, col) })
+		}
+	}
+}
+
+func (c *cluster) leavesOut(t *testing.T, col column) {
+	text, name, words := hugeService(140), "huge", "one Service may have 32768"
+	if col.Mode == lab.ModeIPTables {
+		text, name, words = stickyService, "sticky", "recent"
+	}
+	apply(t, c.Lab, find("web"))
+	defer c.agents(t, col, "--ebpf-max-backends", "131072")()
+	if col.Mode == lab.ModeIPTables {
+		c.withoutRecent(t, "node-a")
+	}
+	c.mustKubectl(t, text, "apply", "-f", "-")
+	refused := func(n int) {
+		t.Helper()
+		eventually(t, patience, func() error {
+			var s admin.Status
+			if complaint, err := asked(t, c.Lab, &s, "status"); err != nil {
+				return fmt.Errorf("%w: %s", err, complaint)
+			}
+			if hasProblem(&s, "tenant/"+name, "NotProgrammed", words) != (n > 0) {
+				return fmt.Errorf("status, with %d Services left out: %+v", n, s.Problems)
+			}
+			want := fmt.Sprintf("\nnodeproxy_services_refused %d\n", n)
+			if !strings.Contains(inPlace(t, c.Lab, "node-a", "curl", "-s", "http://127.0.0.1:10249/metrics"), want) {
+				return fmt.Errorf("no %q among the metrics", want)
+			}
+			return nil
+		})
+	}
+	refused(1)
+	eventually(t, patience, func() error {
+		told := c.mustKubectl(t, "", "-n", "tenant", "events", "--types=Warning", "--for", "service/"+name)
+		if !strings.Contains(told, "NotProgrammed") || !strings.Contains(told, words) {
+			return fmt.Errorf("kubectl events: %s", told)
+		}
+		return nil
+	})
+	eventually(t, patience, func() error { return onNode(t, c.Lab, "web node-a", everyPod) })
+	apply(t, c.Lab, find("single"))
+	eventually(t, patience, func() error { return onNode(t, c.Lab, "single node-a", "pod-a1") })
+	c.mustKubectl(t, text, "delete", "-f", "-")
+	refused(0)
+	must(t, c.Delete("single.yaml"))
+}
+
+// withoutRecent starts a node's agent anew where iptables lacks what session affinity is
+// made with, as in an image that leaves out extensions.
+func (c *cluster) withoutRecent(t *testing.T, node string) {
+	t.Helper()
+	libraries, err := filepath.Glob("/usr/lib/*/xtables/*.so")
+	must(t, err)
+	dir := t.TempDir()
+	left := 0
+	for _, path := range libraries {
+		if filepath.Base(path) == "libxt_recent.so" {
+			left++
+			continue
+		}
+		must(t, os.Symlink(path, filepath.Join(dir, filepath.Base(path))))
+	}
+	if left != 1 {
+		t.Fatalf("%d libxt_recent.so among %d extensions of iptables", left, len(libraries))
+	}
+	agent, _, err := c.Agent(node)
+	must(t, err)
+	must(t, c.StopAgent(node))
+	_, err = c.Start(node, agent.Name, append([]string{"env", "XTABLES_LIBDIR=" + dir}, agent.Argv...)...)
+	must(t, err)
+}
+
+// stickyService has session affinity.
+const stickyService = `apiVersion: v1
+kind: Service
+metadata: {name: sticky, namespace: tenant}
+spec:
+  clusterIP: 10.96.200.3
+  sessionAffinity: ClientIP
+  ports: [{port: 80}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: sticky-1, namespace: tenant, labels: {kubernetes.io/service-name: sticky}}
+addressType: IPv4
+endpoints: [{addresses: [10.244.1.11], nodeName: node-a}]
+ports: [{port: 8080}]
+`
 
 // hasProblem reports whether a status tells of a Service, for a reason, in some words.
 func hasProblem(s *admin.Status, service, reason, words string) bool {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/elastic/go-seccomp-bpf/arch"
 	"golang.org/x/sys/unix"
 
+	seccompfile "github.com/nodeproxy/nodeproxy/deploy/seccomp"
 	"github.com/nodeproxy/nodeproxy/lab"
 	"github.com/nodeproxy/nodeproxy/lab/labtest"
 )
@@ -35,7 +37,12 @@ func underSeccomp(path string, command []string) int {
 	if err == nil && command[0] == "probe" {
 		err = probeRefused()
 	} else if err == nil {
-		err = syscall.Exec(command[0], command, os.Environ())
+		// unshare --kill-child has asked for this, of a thread that need not be the one that
+		// executes the command.
+		runtime.LockOSThread()
+		if err = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err == nil {
+			err = syscall.Exec(command[0], command, os.Environ())
+		}
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "under seccomp:", err)
@@ -95,9 +102,10 @@ func probeRefused() error {
 	return errors.Join(errs...)
 }
 
-// Under deploy/seccomp/nodeproxy.json the shipped Pod serves, follows changes, answers an
-// operator and cleans up, in both modes, and complains of nothing. What no agent needs is
-// refused, also to root.
+// Under the profile that its first container has given the kubelet the shipped Pod serves,
+// follows changes, answers an operator and cleans up, in both modes, and complains of
+// nothing. The Pod that cleans up takes the profile along. What no agent needs is refused,
+// also to root.
 func TestAgentUnderSeccomp(t *testing.T) {
 	labtest.RequireRoot(t)
 	t.Parallel()
@@ -109,7 +117,6 @@ func TestAgentUnderSeccomp(t *testing.T) {
 			l := columns[2].up(t, false)
 			apply(t, l, find("web"))
 			pod := newAgentPod(t)
-			pod.seccomp = profile
 			said, serves := pod.start(t, l, "node-a", "--mode", mode, "-v", "1")
 			if !serves {
 				t.Fatal("the agent has ended")
@@ -118,10 +125,19 @@ func TestAgentUnderSeccomp(t *testing.T) {
 			if text := said.String(); strings.Contains(text, "not permitted") || strings.Contains(text, "level=WARN") || strings.Contains(text, "level=ERROR") {
 				t.Errorf("the agent complains:\n%s", text)
 			}
+			if installed, err := os.ReadFile(filepath.Join(pod.seccompDir(), "nodeproxy.json")); err != nil || string(installed) != string(seccompfile.Profile) {
+				t.Errorf("the profile was not installed: %d bytes, %v", len(installed), err)
+			}
 			pod.end()
-			out, err := l.Command(t.Context(), "node-a", pod.argv(t, []string{l.Options().Binary, "cleanup", "--instance", l.Netns("node-a")})...).CombinedOutput()
+			cleaner := podOfFile(t, "cleanup/daemonset.yaml")
+			command := append(cleaner.command(l.Options().Binary, "node-a"), "--instance", l.Netns("node-a"))
+			out, err := l.Command(t.Context(), "node-a", cleaner.argv(t, command)...).CombinedOutput()
 			if err != nil || !strings.Contains(string(out), "removed") {
 				t.Errorf("cleanup: %v\n%s", err, out)
+			}
+			cleaner.runInit(t, &cleaner.spec.InitContainers[2], l.Options().Binary)
+			if left, err := os.ReadDir(cleaner.seccompDir()); err != nil || len(left) > 0 {
+				t.Errorf("the kubelet's directory of profiles still has %v, %v", left, err)
 			}
 		})
 	}

@@ -3,6 +3,9 @@ package netnstests
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -167,6 +170,37 @@ func refusals(t *testing.T, l *lab.Lab) []refusal {
 		out = append(out, refusal{f, r.verdict, r.reason, r.portIs})
 	}
 	return out
+}
+
+// TestWatchNamesTheProcess has programs of a Pod and of the node call a Service with
+// endpoints, and one without: each event names who called, in a way that a terminal stands.
+func TestWatchNamesTheProcess(t *testing.T) {
+	eachOf(t, func(c column) bool { return c.Name == "ebpf" }, func(t *testing.T, c column) {
+		l := c.up(t, false)
+		apply(t, l, find("web"), find("empty"))
+		startAgents(t, l)
+		strange := filepath.Join(t.TempDir(), "\x1b[31mre\td\xff")
+		curl, err := exec.LookPath("curl")
+		must(t, err)
+		must(t, os.Symlink(curl, strange))
+		w, text := startWatch(t, l), startWatch(t, l, "-o", "")
+		for _, by := range []struct{ from, program, shown string }{
+			{"pod-a1", curl, "curl"}, {"node-a", curl, "curl"}, {"pod-a1", strange, `\x1b[31mre\td\xff`},
+		} {
+			for service, verdict := range map[string]string{"web": "translate", "empty": "reject"} {
+				to := find(service).addr("cluster", 80, false)
+				cmd := l.Command(t.Context(), by.from, by.program, "-s", "-m", "5", "http://"+to.String())
+				_ = cmd.Run() // what serves speaks no HTTP
+				what := fmt.Sprintf("%s of %s by %s, process %d", verdict, to, by.shown, cmd.Process.Pid)
+				eventually(t, patience, w.saw(what, func(e view.Event) bool {
+					return e.Verdict == verdict && e.Destination == to && e.Process != nil && *e.Process == view.Process{Name: by.shown, ID: uint32(cmd.Process.Pid)}
+				}))
+				eventually(t, patience, text.stdout.has(fmt.Sprintf("by %s (process %d)\n", by.shown, cmd.Process.Pid)))
+			}
+		}
+		w.end(t)
+		text.end(t)
+	})
 }
 
 // TestWatchLeavesNoRules looks at the rules while somebody watches: verify finds

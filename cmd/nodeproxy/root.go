@@ -21,7 +21,8 @@ Services lead to Pods, either with iptables chains or with eBPF programs.`,
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(newRunCommand(), newCleanupCommand(), newCheckCommand(), newVersionCommand(),
 		newStatusCommand(), newGetCommand(), newExplainCommand(), newVerifyCommand(), newWatchCommand(), newTopCommand(),
-		newPortForwardCommand(), newProxyCommand(), newManCommand(), newCompletionCommand(), newValidateCommand(), newSupportBundleCommand())
+		newPortForwardCommand(), newProxyCommand(), newManCommand(), newCompletionCommand(), newValidateCommand(), newSupportBundleCommand(),
+		newSeccompProfileCommand())
 	root.AddCommand(workshop()...)
 	root.CompletionOptions.DisableDefaultCmd = true
 	explainUsage(root)

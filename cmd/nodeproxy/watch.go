@@ -34,7 +34,7 @@ func newWatchCommand() *cobra.Command {
 		Short: "Show flows as they are translated, rejected or dropped",
 		Long: `Show what becomes of new flows while it happens, and of packets that are dropped, with the
 reason, until interrupted. In ebpf mode the programs tell it, while somebody watches, up to
-2,000 events a second. In iptables mode translations are conntrack's events, and the rules
+2,000 events a second; of a socket's call they name the process. In iptables mode translations are conntrack's events, and the rules
 that refuse packets log them, while somebody watches, up to 100 a second each; what is
 beyond that, and all of it where no agent answers, is counted, once a second.`,
 		Example: `  nodeproxy watch
@@ -149,6 +149,9 @@ func printEvent(w io.Writer, e *view.Event, asJSON bool) {
 		words = append(words, "-> "+e.Backend.String())
 	}
 	words = append(words, "["+e.Reason+"]")
+	if e.Process != nil {
+		words = append(words, fmt.Sprintf("by %s (process %d)", e.Process.Name, e.Process.ID))
+	}
 	if e.Packets > 0 {
 		words = append(words, fmt.Sprintf("x %d", e.Packets))
 	}

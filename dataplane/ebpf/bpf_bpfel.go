@@ -95,6 +95,9 @@ type bpfEvent struct {
 	To      bpfTuple
 	Service uint32
 	Reason  uint32
+	Process uint32
+	Program [16]uint8
+	Pad     uint32
 }
 
 type bpfFilterState uint32

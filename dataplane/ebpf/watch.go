@@ -1,12 +1,14 @@
 package ebpf
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -76,6 +78,9 @@ func (w *watcher) run(ctx context.Context, events *ringbuf.Reader) error {
 			return fmt.Errorf("map %s: read: %w", bpfMapEvents, err)
 		}
 		var e bpfEvent
+		if len(record.RawSample) < binary.Size(e) {
+			continue // from the programs of an older version, before they were replaced
+		}
 		if _, err := binary.Decode(record.RawSample, binary.NativeEndian, &e); err != nil {
 			return fmt.Errorf("map %s: decode: %w", bpfMapEvents, err)
 		}
@@ -112,7 +117,18 @@ func (w *watcher) event(e *bpfEvent) view.Event {
 			out.SeenAs = &source
 		}
 	}
+	out.Process = process(e)
 	return out
+}
+
+// process is who made a socket call; nil for packets, and where nobody is known.
+func process(e *bpfEvent) *view.Process {
+	if e.Process == 0 {
+		return nil
+	}
+	name, _, _ := bytes.Cut(e.Program[:], []byte{0})
+	quoted := strconv.Quote(string(name)) // anybody may call a process anything, a terminal's codes too
+	return &view.Process{Name: quoted[1 : len(quoted)-1], ID: e.Process}
 }
 
 // name is what an id stands for; "" if nothing.

@@ -171,6 +171,16 @@ type Event struct {
 	SeenAs *netip.AddrPort `json:"seenAs,omitempty"`
 	// Packets is how many there were, if these are more than one.
 	Packets uint64 `json:"packets,omitempty"`
+	// Process is who made the call that is told of; nil where that is not known.
+	Process *Process `json:"process,omitempty"`
+}
+
+// Process is one of this machine.
+type Process struct {
+	// Name is what it calls itself, cut by the kernel to 15 bytes; what cannot be
+	// printed is escaped as in Go.
+	Name string `json:"name"`
+	ID   uint32 `json:"id"` // in the machine's own PID namespace
 }
 
 // Answer is what the kernel's own rules or programs make of the first packet of

@@ -32,6 +32,7 @@ var allowed = map[string][]string{
 	"bench":                   {"bench/load", "lab", "lab/controlplane", "lab/echo", "lab/manifest"},
 	"bench/load":              {},
 	"deploy":                  {},
+	"deploy/seccomp":          {},
 	"forward":                 {},
 	"metrics":                 {"service"},
 	"admin":                   {"service", "dataplane/view"},

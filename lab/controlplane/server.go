@@ -140,6 +140,7 @@ func (s *Server) apiArgv() []string {
 		// own range is added as a ServiceCIDR, whose addresses are all free.
 		"--service-cluster-ip-range", "10.95.0.0/24,fd00:10:95::/112",
 		"--endpoint-reconciler-type", "none", "--disable-admission-plugins", "ServiceAccount",
+		"--allow-privileged", // as kubeadm sets it: kube-proxy's Pods are
 		"--enable-priority-and-fairness=false", "--profiling=false"}
 }
 

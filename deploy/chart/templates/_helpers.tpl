@@ -84,9 +84,43 @@ add:
 
 {{- define "nodeproxy.securityContext" -}}
 readOnlyRootFilesystem: true
-seccompProfile: {{- toYaml .Values.seccompProfile | nindent 2 }}
+seccompProfile:
+  type: {{ .Values.seccompProfile.type }}
+{{- if eq .Values.seccompProfile.type "Localhost" }}
+  localhostProfile: {{ .Values.seccompProfile.localhostProfile }}  # in the program; narrower than a runtime's default
+{{- end }}
 appArmorProfile: {type: Unconfined}
 capabilities: {{- include "nodeproxy.capabilities" . | nindent 2 }}
+{{- end -}}
+
+{{- /* The program's own profile is used, and has to get onto the node. */}}
+{{- define "nodeproxy.ownProfile" -}}
+{{- if and (eq .Values.seccompProfile.type "Localhost") (eq .Values.seccompProfile.localhostProfile "nodeproxy.json") -}}true{{- end -}}
+{{- end -}}
+
+{{- /* Of containers that need nothing. */}}
+{{- define "nodeproxy.unprivileged" -}}
+readOnlyRootFilesystem: true
+allowPrivilegeEscalation: false
+seccompProfile: {type: RuntimeDefault}
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{- /* A container that installs the profile on the node, or removes it. Given root, image,
+       name and action. */}}
+{{- define "nodeproxy.profileContainer" -}}
+- name: {{ .name }}
+  image: {{ include "nodeproxy.image" .image }}
+  imagePullPolicy: {{ .image.pullPolicy }}
+  args: [seccomp-profile, --{{ .action }}=/var/lib/kubelet/seccomp]
+  securityContext: {{- include "nodeproxy.unprivileged" .root | nindent 4 }}
+  volumeMounts:
+  - {name: seccomp, mountPath: /var/lib/kubelet/seccomp}
+{{- end -}}
+
+{{- define "nodeproxy.profileVolume" -}}
+- name: seccomp  # where the kubelet looks for profiles
+  hostPath: {path: {{ .Values.kubeletDir }}/seccomp, type: DirectoryOrCreate}
 {{- end -}}
 
 {{- /* What Pods of every DaemonSet here have alike: where they run, and as whom. */}}
@@ -136,6 +170,10 @@ spec:
       affinity: {{- toYaml . | nindent 8 }}
       {{- end }}
       terminationGracePeriodSeconds: 30
+      {{- if include "nodeproxy.ownProfile" $ }}
+      initContainers:  # the kubelet reads the profile when it makes the next container
+      {{- include "nodeproxy.profileContainer" (dict "root" $ "image" .image "name" "seccomp-profile" "action" "install") | nindent 6 }}
+      {{- end }}
       containers:
       - name: nodeproxy
         image: {{ include "nodeproxy.image" .image }}
@@ -190,4 +228,7 @@ spec:
       - name: config
         configMap: {name: {{ $.Values.existingConfigMap | default (include "nodeproxy.name" $) }}}
       {{- include "nodeproxy.hostVolumes" $ | nindent 6 }}
+      {{- if include "nodeproxy.ownProfile" $ }}
+      {{- include "nodeproxy.profileVolume" $ | nindent 6 }}
+      {{- end }}
 {{- end -}}
