@@ -7,9 +7,11 @@
 struct call {
 	struct addr addr;
 	struct addr source; /* zero: not known */
+	__u64 netns;        /* the cookie of the socket's network namespace */
 	__u16 port;         /* network */
 	__u8 proto;
-	bool host; /* a socket of the node's namespace, not of a Pod's */
+	bool host; /* the namespace is the node's */
+	__u32 pad;
 };
 
 /* Whether the application chose the socket's source port. */

@@ -3,10 +3,10 @@
  * Sockets are translated when they connect or send, so that no packet of theirs
  * needs it. A socket's source is not known yet then. So whatever depends on it
  * is left to the packet path unless the source is known: session affinity,
- * source ranges, masquerading, and a source port that was chosen by the
- * application (two destinations may share a backend). A socket of the node with
- * such a port is translated unless that happens: packets that stay on the node
- * come by no program of the packet path.
+ * source ranges, masquerading, whether it is a Pod's (netns.h), and a source port
+ * that was chosen by the application (two destinations may share a backend). A socket of the node
+ * with such a port is translated unless that happens: packets that stay on the node come by no
+ * program of the packet path.
  */
 #ifndef NODEPROXY_SOCK_H
 #define NODEPROXY_SOCK_H
@@ -94,6 +94,26 @@ static __always_inline bool note(struct socket *s, const struct call *c, const s
 	return true;
 }
 
+/* Picks the route for a call from outside of the node's namespace as source_of does for
+ * its packets. False: they may be of either class, and it makes a difference. */
+static __always_inline bool strange_route(const struct call *c, const struct frontend *fe,
+					  const struct node *n, __u8 *route)
+{
+	bool v4 = is_v4(&c->addr);
+	__u32 sources = SOURCES_UNKNOWN;
+
+	*route = fe->route[FROM_OUTSIDE];
+	if (!(n->flags & (v4 ? NODE_DETECTS4 : NODE_DETECTS6)) || *route == fe->route[FROM_POD])
+		return true;
+	/* By which interface of the node packets will come is not known here. */
+	if (n->flags & (v4 ? NODE_CIDR4 : NODE_CIDR6))
+		sources =
+		    is_zero(&c->source) ? sources_of_netns(c->netns, v4) : kind_of(&c->source);
+	if (sources == SOURCES_PODS)
+		*route = fe->route[FROM_POD];
+	return sources == SOURCES_PODS || sources == SOURCES_OTHERS;
+}
+
 /* The route for a socket call, and *client with the address that counts as its
  * client's. False: the packet path has to decide. */
 static __always_inline bool socket_route(const struct call *c, const struct frontend *fe,
@@ -101,7 +121,6 @@ static __always_inline bool socket_route(const struct call *c, const struct fron
 {
 	struct node *n = node_facts();
 	bool v4 = is_v4(&c->addr);
-	bool detects;
 
 	if (!n)
 		return false;
@@ -110,11 +129,8 @@ static __always_inline bool socket_route(const struct call *c, const struct fron
 		*route = fe->route[FROM_NODE];
 		if (is_zero(client))
 			*client = loopback ? c->addr : v4 ? n->address[0] : n->address[1];
-	} else {
-		detects = n->flags & (v4 ? NODE_DETECTS4 : NODE_DETECTS6);
-		*route = detects ? fe->route[FROM_POD] : fe->route[FROM_OUTSIDE];
-		if (*route & ROUTE_MASQUERADE)
-			return false;
+	} else if (!strange_route(c, fe, n, route) || *route & ROUTE_MASQUERADE) {
+		return false;
 	}
 	if (fe->flags & (FRONTEND_FILTERED | FRONTEND_AFFINITY) && is_zero(client))
 		return false;

@@ -9,12 +9,10 @@ import (
 // awaited says, by name of a check, what ebpf mode does not do yet and why. A
 // check that is named here has to fail in the columns of ebpf mode: once it holds
 // there, its line has to go.
-var awaited = map[string]string{
-	"strangers on the node": "every socket outside the node's network namespace counts as a Pod's",
-}
+var awaited = map[string]string{}
 
 // ofSockets are those of awaited that are a matter of the socket programs.
-var ofSockets = map[string]bool{"strangers on the node": true, "node port at the unspecified address": true}
+var ofSockets = map[string]bool{"node port at the unspecified address": true}
 
 // judge wants a check to have found no fault, or some where ebpf mode is known
 // not to do it yet.
