@@ -43,10 +43,13 @@ type Dataplane struct {
 	mu         sync.Mutex // of what follows
 	planner    *planner
 	interfaces *interfaces
-	unsure     bool // the last Sync failed: the mirror may be wrong
-	synced     bool // some Sync did not fail: there is a mirror
-	way        Way  // that packets take
-	othersNAT  bool // another program translates what leaves the node
+	unsure     bool            // the last Sync failed: the mirror may be wrong
+	synced     bool            // some Sync did not fail: there is a mirror
+	way        Way             // that packets take
+	othersNAT  bool            // another program translates what leaves the node
+	older      [2]*filterTable // as last read
+	accepted   acceptance
+	cgroupGone bool // and it was said
 	waiting    bool // to attach, until the maps are filled: another layout's programs work meanwhile
 }
 
@@ -323,7 +326,7 @@ func (d *Dataplane) planFull(ctx context.Context, table *service.Table) ([]write
 		}
 		if d.features.conntrack {
 			// Without it Services work, but for hosts that drop what is forwarded.
-			if err := ensureAccepted(); err != nil {
+			if err := d.accepted.ensure(d.older); err != nil {
 				d.o.Logger.Warn("netfilter", "error", err)
 			}
 		}
