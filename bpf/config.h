@@ -18,7 +18,7 @@ volatile const __u32 nat_port_tries = 256;
 volatile const __u16 nat_spare_min = 0;
 volatile const __u16 nat_spare_max = 0;
 
-/* Cookie of the node's network namespace: sockets elsewhere belong to Pods. */
+/* Cookie of the node's network namespace: sockets elsewhere are Pods' or strangers'. */
 volatile const __u64 host_netns = 0;
 
 /* BPF_FIB_LOOKUP_SKIP_NEIGH where the kernel has it (6.3): one lookup less. */

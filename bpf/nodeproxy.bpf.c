@@ -10,6 +10,7 @@
 #include "send.h"
 #include "sock.h"
 #include "sock_bound.h"
+#include "sock_call.h"
 #include "sock_stale.h"
 #include "tc.h"
 #include "types.h"
@@ -67,7 +68,8 @@ int connect4(struct bpf_sock_addr *ctx)
 		return 1;
 	disconnect(ctx);
 	read_call4(ctx, &c);
-	c.host = bpf_get_netns_cookie(ctx) == host_netns;
+	c.netns = bpf_get_netns_cookie(ctx);
+	c.host = c.netns == host_netns;
 	if (ctx->sk->src_ip4)
 		map_v4(&c.source, ctx->sk->src_ip4);
 	if (port_is_bound(ctx) && !c.host)
@@ -89,7 +91,8 @@ int connect6(struct bpf_sock_addr *ctx)
 		return 1;
 	disconnect(ctx);
 	read_call6(ctx, &c);
-	c.host = bpf_get_netns_cookie(ctx) == host_netns;
+	c.netns = bpf_get_netns_cookie(ctx);
+	c.host = c.netns == host_netns;
 	c.source.w[0] = ctx->sk->src_ip6[0];
 	c.source.w[1] = ctx->sk->src_ip6[1];
 	c.source.w[2] = ctx->sk->src_ip6[2];
@@ -112,7 +115,8 @@ int sendmsg4(struct bpf_sock_addr *ctx)
 	if (!translate_sockets || !ctx->sk)
 		return 1;
 	read_call4(ctx, &c);
-	c.host = bpf_get_netns_cookie(ctx) == host_netns;
+	c.netns = bpf_get_netns_cookie(ctx);
+	c.host = c.netns == host_netns;
 	if (ctx->msg_src_ip4)
 		map_v4(&c.source, ctx->msg_src_ip4);
 	verdict = decide(ctx, &c, &be, false);
@@ -131,7 +135,8 @@ int sendmsg6(struct bpf_sock_addr *ctx)
 	if (!translate_sockets || !ctx->sk)
 		return 1;
 	read_call6(ctx, &c);
-	c.host = bpf_get_netns_cookie(ctx) == host_netns;
+	c.netns = bpf_get_netns_cookie(ctx);
+	c.host = c.netns == host_netns;
 	c.source.w[0] = ctx->msg_src_ip6[0];
 	c.source.w[1] = ctx->msg_src_ip6[1];
 	c.source.w[2] = ctx->msg_src_ip6[2];

@@ -3,10 +3,10 @@
  * Sockets are translated when they connect or send, so that no packet of theirs
  * needs it. A socket's source is not known yet then. So whatever depends on it
  * is left to the packet path unless the source is known: session affinity,
- * source ranges, masquerading, and a source port that was chosen by the
- * application (two destinations may share a backend). A socket of the node with
- * such a port is translated unless that happens: packets that stay on the node
- * come by no program of the packet path.
+ * source ranges, masquerading, whether it is a Pod's (sock_source.h), and a source port
+ * that was chosen by the application (two destinations may share a backend). A socket of the node
+ * with such a port is translated unless that happens: packets that stay on the node come by no
+ * program of the packet path.
  */
 #ifndef NODEPROXY_SOCK_H
 #define NODEPROXY_SOCK_H
@@ -21,40 +21,10 @@
 #include "metrics.h"
 #include "reason.h"
 #include "sock_bound.h"
+#include "sock_call.h"
+#include "sock_source.h"
 #include "source.h"
 #include "types.h"
-
-static __always_inline void read_call4(struct bpf_sock_addr *ctx, struct call *c)
-{
-	map_v4(&c->addr, ctx->user_ip4);
-	c->port = ctx->user_port;
-	c->proto = ctx->protocol;
-}
-
-static __always_inline void read_call6(struct bpf_sock_addr *ctx, struct call *c)
-{
-	c->addr.w[0] = ctx->user_ip6[0];
-	c->addr.w[1] = ctx->user_ip6[1];
-	c->addr.w[2] = ctx->user_ip6[2];
-	c->addr.w[3] = ctx->user_ip6[3];
-	c->port = ctx->user_port;
-	c->proto = ctx->protocol;
-}
-
-static __always_inline void write_call4(struct bpf_sock_addr *ctx, const struct addr *a, __u16 port)
-{
-	ctx->user_ip4 = a->w[3];
-	ctx->user_port = port;
-}
-
-static __always_inline void write_call6(struct bpf_sock_addr *ctx, const struct addr *a, __u16 port)
-{
-	ctx->user_ip6[0] = a->w[0];
-	ctx->user_ip6[1] = a->w[1];
-	ctx->user_ip6[2] = a->w[2];
-	ctx->user_ip6[3] = a->w[3];
-	ctx->user_port = port;
-}
 
 /* What the socket was last told about this destination, if it still holds. */
 static __always_inline struct translation *find_translation(struct socket *s, const struct call *c,
@@ -109,6 +79,26 @@ static __always_inline bool remember_translation(struct socket *s, const struct 
 	return true;
 }
 
+/* Picks the route for a call from outside of the node's namespace as source_of does for
+ * its packets. False: they may be of either class, and it makes a difference. */
+static __always_inline bool strange_route(const struct call *c, const struct frontend *fe,
+					  const struct node *n, __u8 *route)
+{
+	bool v4 = is_v4(&c->addr);
+	__u32 sources = SOURCES_UNKNOWN;
+
+	*route = fe->route[FROM_OUTSIDE];
+	if (!(n->flags & (v4 ? NODE_DETECTS4 : NODE_DETECTS6)) || *route == fe->route[FROM_POD])
+		return true;
+	/* By which interface of the node packets will come is not known here. */
+	if (n->flags & (v4 ? NODE_CIDR4 : NODE_CIDR6))
+		sources =
+		    is_zero(&c->source) ? sources_of_netns(c->netns, v4) : kind_of(&c->source);
+	if (sources == SOURCES_PODS)
+		*route = fe->route[FROM_POD];
+	return sources == SOURCES_PODS || sources == SOURCES_OTHERS;
+}
+
 /* The route for a socket call, and *client with the address that counts as its
  * client's. False: the packet path has to decide. */
 static __always_inline bool socket_route(const struct call *c, const struct frontend *fe,
@@ -116,7 +106,6 @@ static __always_inline bool socket_route(const struct call *c, const struct fron
 {
 	struct node *n = node_facts();
 	bool v4 = is_v4(&c->addr);
-	bool detects;
 
 	if (!n)
 		return false;
@@ -125,45 +114,14 @@ static __always_inline bool socket_route(const struct call *c, const struct fron
 		*route = fe->route[FROM_NODE];
 		if (is_zero(client))
 			*client = loopback ? c->addr : v4 ? n->address[0] : n->address[1];
-	} else {
-		detects = n->flags & (v4 ? NODE_DETECTS4 : NODE_DETECTS6);
-		*route = detects ? fe->route[FROM_POD] : fe->route[FROM_OUTSIDE];
-		if (*route & ROUTE_MASQUERADE)
-			return false;
+	} else if (!strange_route(c, fe, n, route) || *route & ROUTE_MASQUERADE) {
+		return false;
 	}
 	if (fe->flags & (FRONTEND_FILTERED | FRONTEND_AFFINITY) && is_zero(client))
 		return false;
 	if (fe->flags & FRONTEND_FILTERED && !in_ranges(fe, client))
 		return false;
 	return (*route & ROUTE_ACTION) != ROUTE_DROP;
-}
-
-/* Tells who watches of a call, and which process makes it. be may be NULL. */
-__noinline int emit_call_event(const struct call *c, const struct backend *be, __u32 service,
-			       enum reason reason)
-{
-	struct tuple t = {}, to = {};
-	struct event *e;
-
-	if (!c)
-		return 0;
-	t.src = c->source;
-	t.dst = c->addr;
-	t.dport = c->port;
-	t.proto = c->proto;
-	if (be) {
-		to.src = c->source;
-		to.dst = be->addr;
-		to.dport = be->port;
-		to.proto = c->proto;
-	}
-	e = begin_event(&t, &to, service, reason);
-	if (!e)
-		return 0;
-	e->process = bpf_get_current_pid_tgid() >> 32;
-	bpf_get_current_comm(e->program, sizeof(e->program));
-	bpf_ringbuf_submit(e, 0);
-	return 0;
 }
 
 enum verdict { VERDICT_ASIDE, VERDICT_TRANSLATE, VERDICT_REFUSE, VERDICT_NONE };

@@ -5,17 +5,9 @@
 
 #include "base.h"
 #include "addr.h"
+#include "sock_call.h"
 #include "source.h"
 #include "types.h"
-
-/* A socket call's address argument, of either family. */
-struct call {
-	struct addr addr;
-	struct addr source; /* zero: not known */
-	__u16 port;         /* network */
-	__u8 proto;
-	bool host; /* a socket of the node's namespace, not of a Pod's */
-};
 
 /* Whether the application chose the socket's source port. */
 static __always_inline bool port_is_bound(struct bpf_sock_addr *ctx)

@@ -12,14 +12,12 @@
 #include "maps.h"
 #include "sock.h"
 #include "sock_bound.h"
+#include "sock_call.h"
+#include "sock_source.h"
 #include "source.h"
 #include "types.h"
 
 /* Of the kernel's own types only what is read here; offsets are found at load. */
-struct net {
-	__u64 net_cookie;
-} __attribute__((preserve_access_index));
-
 typedef struct {
 	struct net *net;
 } possible_net_t;
@@ -101,7 +99,8 @@ static __always_inline void write_if_gone(struct seq_file *seq, struct sock *sk)
 	c.port = t->asked_port;
 	c.source = out.src;
 	c.proto = sk->sk_protocol;
-	c.host = sk->__sk_common.skc_net.net->net_cookie == host_netns;
+	c.netns = sk->__sk_common.skc_net.net->net_cookie;
+	c.host = c.netns == host_netns;
 	member = member_flags(t->service, &t->backend, t->backend_port);
 	if (member & MEMBER_SERVING && (c.proto != IPPROTO_UDP || !is_rerouted(&c, t, member)))
 		return;

@@ -20,10 +20,7 @@ func wearAddresses(t *testing.T, w *worn) {
 		ip(t, w.Lab, "node-a", command, "{a}", lab.MustPlace("node-a").IPv4.String(), "{b}", lab.MustPlace("node-b").IPv4.String(),
 			"{router}", lab.MustPlace("router").IPv4.String(), "{pods}", lab.PodCIDRs["node-b"][0].String())
 	}
-	for _, pod := range []string{"pod-a1", "pod-a2"} { // these routes named the address as their source
-		ip(t, w.Lab, "node-a", "route replace {pod} dev veth-{n} src {a}", "{pod}", lab.MustPlace(pod).IPv4.String(), "{n}", pod[len("pod-"):],
-			"{a}", lab.MustPlace("node-a").IPv4.String())
-	}
+	podRoutes(t, w.Lab, "node-a")
 	// To a Pod of the node itself, by an interface without an address, MASQUERADE
 	// takes the node's first address.
 	w.also["node-a"] = []netip.Addr{netip.MustParseAddr("172.31.0.11")}

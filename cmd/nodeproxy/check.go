@@ -30,8 +30,9 @@ func newCheckCommand() *cobra.Command {
 		Use:   "check",
 		Short: "Ask the kernel for everything that ebpf mode uses",
 		Long: `Ask the kernel for everything that ebpf mode uses, and say what will be used,
-what stands in for what is missing, and what is missing for good. The exit status
-is 0 if ebpf mode works here.`,
+what stands in for what is missing, and what is missing for good; which mode
+--mode auto takes, and which way packets with --forwarding auto, because of which
+chains of other programs. The exit status is 0 if ebpf mode works here.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := requireRoot("nodeproxy check"); err != nil {
@@ -53,6 +54,13 @@ func check(w io.Writer, cgroup, output string) error {
 		features = append(features, featureOf(f))
 		ready = ready && (f.Present || !f.Required)
 	}
+	way, err := ebpf.ProbeWay(ebpf.ForwardingAuto)
+	if err != nil {
+		return fmt.Errorf("which way packets take: %w", err)
+	}
+	if output != "" {
+		features = append(features, featureOfWay(way))
+	}
 	if err := printFeatures(w, output, features); err != nil {
 		return err
 	}
@@ -64,7 +72,19 @@ func check(w io.Writer, cgroup, output string) error {
 	if !ready {
 		return errNotReady
 	}
+	if output == "" {
+		fmt.Fprintf(w, "forwarding auto: %s\n", way)
+	}
 	return nil
+}
+
+// featureOfWay tells scripts of the fast way.
+func featureOfWay(way ebpf.Way) feature {
+	f := feature{Name: "fast way (--forwarding auto)", Present: way.Forwarding == ebpf.ForwardingFast}
+	if !f.Present {
+		f.Fallback = way.String()
+	}
+	return f
 }
 
 func featureOf(f ebpf.Feature) feature {

@@ -84,6 +84,8 @@ type chosen struct {
 	*handover
 	mode string
 	why  string // of auto: why it is not ebpf
+	// awaitsCgroup tells that auto would have taken ebpf if there were a cgroup.
+	awaitsCgroup bool
 }
 
 // openMode sets up the mode that was asked for. In auto, one that turns out not to
@@ -91,7 +93,9 @@ type chosen struct {
 func (o *runOptions) openMode(ctx context.Context, log *slog.Logger) (*chosen, error) {
 	c := &chosen{mode: o.mode}
 	if o.mode == modeAuto {
-		c.mode, c.why = chooseMode(o.features())
+		features := o.features()
+		c.mode, c.why = chooseMode(features)
+		c.awaitsCgroup = onlyCgroup(features)
 	}
 	var err error
 	c.Dataplane, c.handover, err = openDataplane(ctx, o, c.mode, log)

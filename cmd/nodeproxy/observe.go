@@ -29,23 +29,26 @@ import (
 
 // observer tells the world how the agent is: health, metrics, events.
 type observer struct {
-	opts     *runOptions
-	mode     string
-	whyMode  string // of auto: why it is not ebpf
-	log      *slog.Logger
-	metrics  *metrics.Metrics
-	syncs    *health.SyncHealth
-	proxy    *health.Proxy
-	path     *health.DataPath
-	checks   *health.ServiceChecks
-	firewall *iptables.HealthPorts // in ebpf mode, once it was needed
-	events   *eventWriter
-	eligible atomic.Bool // load balancers may use this node
-	needNode bool        // a node that the source does not know is not eligible
-	last     atomic.Pointer[admin.Sync]
-	refused  atomic.Pointer[map[service.Name]string]
-	syncing  atomic.Pointer[time.Time] // when the sync began that runs now
-	started  time.Time
+	opts    *runOptions
+	mode    string
+	whyMode atomic.Pointer[string] // of auto: why it is not ebpf
+	// awaitsCgroup tells that only a cgroup is missing for ebpf mode, which auto would
+	// have taken. The loop's.
+	awaitsCgroup bool
+	log          *slog.Logger
+	metrics      *metrics.Metrics
+	syncs        *health.SyncHealth
+	proxy        *health.Proxy
+	path         *health.DataPath
+	checks       *health.ServiceChecks
+	firewall     *iptables.HealthPorts // in ebpf mode, once it was needed
+	events       *eventWriter
+	eligible     atomic.Bool // load balancers may use this node
+	needNode     bool        // a node that the source does not know is not eligible
+	last         atomic.Pointer[admin.Sync]
+	refused      atomic.Pointer[map[service.Name]string]
+	syncing      atomic.Pointer[time.Time] // when the sync began that runs now
+	started      time.Time
 
 	source    healthySource
 	nodeName  string
@@ -62,6 +65,7 @@ func newObserver(opts *runOptions, mode, nodeName string, client kubernetes.Inte
 		needNode: client != nil,
 		started:  time.Now(),
 	}
+	o.whyMode.Store(new(string))
 	o.eligible.Store(!o.needNode)
 	o.proxy = &health.Proxy{Syncs: o.syncs, Eligible: o.eligible.Load, Answered: o.metrics.Answered,
 		Probe: func() error { return o.path.Err(time.Now()) }}
@@ -126,6 +130,9 @@ func (o *observer) watch(loop *dataplane.Loop) {
 		o.refused.Store(&r.Refused)
 		o.checks.Update(r.Table)
 		o.openHealthPorts(&r)
+		if r.Full {
+			o.reviewMode()
+		}
 		o.metrics.Synced(metrics.Sync{Err: r.Err, Full: r.Full, Changed: r.Services, Duration: r.Duration, Table: r.Table, Refused: len(r.Refused)})
 		synced(r)
 	}
@@ -221,7 +228,7 @@ type healthySource interface{ Health() source.Health }
 func (o *observer) status() admin.Status {
 	s := admin.Status{
 		Version: versionNumber(), PID: os.Getpid(), Started: o.started, Mode: o.mode, Node: o.nodeName, Instance: o.opts.instance,
-		ModeReason: o.whyMode, Source: o.opts.source, Healthy: o.proxy.Healthy(), Eligible: o.eligible.Load(), LastSync: o.last.Load(), Syncing: o.syncing.Load(),
+		ModeReason: *o.whyMode.Load(), Source: o.opts.source, Healthy: o.proxy.Healthy(), Eligible: o.eligible.Load(), LastSync: o.last.Load(), Syncing: o.syncing.Load(),
 	}
 	if o.source != nil {
 		h := o.source.Health()
@@ -240,7 +247,7 @@ func (o *observer) status() admin.Status {
 		}
 		s.Maps = mapRows(uses)
 		if way := d.Way(); way.Forwarding != "" {
-			s.Forwarding = fmt.Sprintf("%s: %s", way.Forwarding, way.Reason)
+			s.Forwarding = way.String()
 		}
 		s.CannotEnd = d.CannotEnd()
 	}

@@ -90,7 +90,8 @@ func run(ctx context.Context, opts *runOptions) error {
 	warnOfSockets(dp, log)
 	a := &agent{opts: opts, log: log, dataplane: dp, source: listed, node: node, config: config, inPlace: taken.finish, noConntrack: noConntrack,
 		observer: newObserver(opts, mode, node.NodeName, client, log)}
-	a.observer.nodeName, a.observer.dataplane, a.observer.source, a.observer.whyMode = node.NodeName, dp, src, taken.why
+	a.observer.nodeName, a.observer.dataplane, a.observer.source, a.observer.awaitsCgroup = node.NodeName, dp, src, taken.awaitsCgroup
+	a.observer.whyMode.Store(&taken.why)
 	a.pods = &podFinder{client: client, manifests: strings.TrimPrefix(opts.source, filePrefix), maxManifest: opts.maxManifest}
 	if err := a.observer.collect(dp); err != nil {
 		return err

@@ -19,22 +19,37 @@ import (
 // ErrNoCgroup says that no cgroup v2 hierarchy is mounted.
 var ErrNoCgroup = errors.New("no cgroup v2 mount (mount cgroup2, or use --mode iptables)")
 
-// findCgroup returns the mount point of the first cgroup2 mount.
+// findCgroup returns the mount point of the first cgroup2 mount that shows the whole
+// hierarchy, or of the first that shows some of it.
 func findCgroup() (string, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return "", fmt.Errorf("find cgroup: %w", err)
 	}
 	defer f.Close()
+	some := ""
 	for s := bufio.NewScanner(f); s.Scan(); {
 		// id parent dev root mountpoint options... - type source options
 		before, after, ok := strings.Cut(s.Text(), " - ")
-		if fields := strings.Fields(before); ok && len(fields) > 4 && strings.HasPrefix(after, "cgroup2 ") {
+		fields := strings.Fields(before)
+		if !ok || len(fields) < 5 || !strings.HasPrefix(after, "cgroup2 ") {
+			continue
+		}
+		if fields[3] == "/" {
 			return fields[4], nil
 		}
+		if some == "" {
+			some = fields[4]
+		}
 	}
-	return "", ErrNoCgroup
+	if some == "" {
+		return "", ErrNoCgroup
+	}
+	return some, nil
 }
+
+// CgroupFeature is the name of the Feature that [ProbeCgroup] returns.
+const CgroupFeature = "cgroup v2 to attach socket programs to"
 
 // ProbeCgroup finds out whether socket programs can be attached at a cgroup, which
 // is the first cgroup2 mount where path is empty: it attaches one that lets
@@ -42,7 +57,7 @@ func findCgroup() (string, error) {
 // a program of somebody else that is alone stands above, or this process may not.
 func ProbeCgroup(path string) Feature {
 	err := tryCgroup(path)
-	return required("cgroup v2 to attach socket programs to", err)
+	return required(CgroupFeature, err)
 }
 
 func tryCgroup(path string) error {
@@ -78,6 +93,9 @@ const noService = ^uint32(0)
 // and is left out, if the agent itself is not below the cgroup.
 func selfTest(path string, objs *objects) error {
 	own, err := ownCgroup()
+	if errors.Is(err, ErrNoCgroup) {
+		return nil // it is a directory that was given, of a mount that is not seen
+	}
 	if err != nil || own != path && !strings.HasPrefix(own, strings.TrimSuffix(path, "/")+"/") {
 		return err
 	}
@@ -119,6 +137,53 @@ func ownCgroup() (string, error) {
 		}
 	}
 	return "", ErrNoCgroup
+}
+
+// errCgroupGone says that the cgroup of the socket programs is not to be seen.
+var errCgroupGone = errors.New("the cgroup is not there")
+
+// cgroupID is the id of the cgroup to which the socket programs belong. It changes if
+// somebody removes the directory and makes it anew.
+func (d *Dataplane) cgroupID() (uint64, error) {
+	path := d.o.CgroupPath
+	if path == "" {
+		var err error
+		if path, err = findCgroup(); err != nil {
+			return 0, err
+		}
+	}
+	var fs unix.Statfs_t
+	var st unix.Stat_t
+	if err := errors.Join(unix.Statfs(path, &fs), unix.Stat(path, &st)); err != nil {
+		return 0, fmt.Errorf("cgroup %s: %w", path, err)
+	}
+	if fs.Type != unix.CGROUP2_SUPER_MAGIC {
+		return 0, fmt.Errorf("cgroup %s: no cgroup v2 is mounted there", path)
+	}
+	return st.Ino, nil
+}
+
+// noteCgroup says once that the cgroup is not to be seen any more, and once that it is
+// again. Programs are attached to the cgroup, not to its mount.
+func (d *Dataplane) noteCgroup() {
+	if d.o.PacketsOnly || d.o.Drain {
+		return
+	}
+	_, err := d.cgroupID()
+	if err != nil && !d.cgroupGone {
+		d.o.Logger.Warn("the cgroup of the socket programs is not to be seen any more: if it was only unmounted they go on, but the agent cannot be started again without it", "error", err)
+	} else if err == nil && d.cgroupGone {
+		d.o.Logger.Info("the cgroup of the socket programs is there again")
+	}
+	d.cgroupGone = err != nil
+}
+
+// mendSockets attaches the socket programs where they were lost.
+func (d *Dataplane) mendSockets(p pins) error {
+	if d.cgroupGone {
+		return errCgroupGone
+	}
+	return d.attachSockets(p)
 }
 
 // detachCgroup ends the translation of sockets by an agent that did it.

@@ -66,7 +66,7 @@ func (r *Reader) lostHooks() ([]string, error) {
 	var out []string
 	p := pinsOf(&r.o)
 	for _, name := range cgroupHooks {
-		if !r.o.PacketsOnly && !p.hasCgroup(name) {
+		if !r.o.PacketsOnly && !p.hasCgroup(name, 0) {
 			out = append(out, "cgroup "+name)
 		}
 	}

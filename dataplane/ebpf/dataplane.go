@@ -46,13 +46,16 @@ type Dataplane struct {
 	close  sync.Once
 	closed error // what closing came to
 
-	mu        sync.Mutex // of what follows
-	planner   *planner
-	unsure    bool // the last Sync failed: the mirror may be wrong
-	synced    bool // some Sync did not fail: there is a mirror
-	way       Way  // that packets take
-	othersNAT bool // another program translates what leaves the node
-	waiting   bool // to attach, until the maps are filled: another layout's programs work meanwhile
+	mu         sync.Mutex // of what follows
+	planner    *planner
+	unsure     bool            // the last Sync failed: the mirror may be wrong
+	synced     bool            // some Sync did not fail: there is a mirror
+	way        Way             // that packets take
+	othersNAT  bool            // another program translates what leaves the node
+	older      [2]*filterTable // as last read
+	accepted   acceptance
+	cgroupGone bool // and it was said
+	waiting    bool // to attach, until the maps are filled: another layout's programs work meanwhile
 }
 
 // New loads the programs, takes over what an earlier agent of the instance left
@@ -366,7 +369,7 @@ func (d *Dataplane) planFull(ctx context.Context, table *service.Table) ([]write
 		}
 		if d.features.conntrack {
 			// Without it Services work, but for hosts that drop what is forwarded.
-			if err := ensureAccepted(); err != nil {
+			if err := d.accepted.ensure(d.older); err != nil {
 				d.o.Logger.Warn("netfilter", "error", err)
 			}
 		}

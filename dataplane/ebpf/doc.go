@@ -11,6 +11,8 @@
 // right for it, since some callers retry EPERM for ever, and the packet path
 // lets them time out. Sockets of the node's own namespace are told by its
 // cookie; they count as the node, and their client address is the node's first.
+// Sockets elsewhere are a Pod's if all addresses of their namespace are in the Pods'
+// network, and a stranger's if none is (bpf/sock_source.h). If some are, the call is left alone.
 //
 // One program at tc ingress of every selected interface does the rest. At tc
 // egress the same code looks only at what this host itself sends, which enters
@@ -115,7 +117,9 @@
 //     dropped ("sctp_port"). Equal ports work.
 //   - A socket that talks to two destinations with one backend by UDP, without
 //     connecting, cannot tell their answers apart: they bear the older's address.
-//   - A container that is no Pod counts as one when its socket is translated.
+//   - Where Pods are told from others by interfaces, sockets of Pods are translated only
+//     where that makes no difference: by which interface packets will come, a socket call
+//     does not tell.
 //   - conntrack's own events and counters do not show these flows (a limit of the kernel's
 //     functions for programs): the counters and events here do.
 //   - Kernels before 6.7 do not tell a program the source that a route gives: the

@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -43,9 +44,12 @@ func (d *Dataplane) noteDrift(is *contents) uint64 {
 	if d.unsure || !d.synced {
 		return 0
 	}
+	d.noteCgroup()
 	n := uint64(len(compareContents(d.planner.kernel, is)))
 	for _, hook := range d.lostHooks() {
-		if err := hook.mend(); err != nil {
+		if err := hook.mend(); errors.Is(err, errCgroupGone) {
+			continue // it was said
+		} else if err != nil {
 			d.o.Logger.Error("programs cannot be put back", "hook", hook.name, "error", err)
 			continue
 		}
@@ -79,9 +83,10 @@ func (d *Dataplane) lostHooks() []lostHook {
 	var out []lostHook
 	p := pinsOf(&d.o)
 	if !d.o.PacketsOnly {
+		id, _ := d.cgroupID() // 0: the programs stay where they are
 		for _, name := range cgroupHooks {
-			if !p.hasCgroup(name) {
-				out = append(out, lostHook{"cgroup " + name, func() error { return d.attachSockets(p) }})
+			if !p.hasCgroup(name, id) {
+				out = append(out, lostHook{"cgroup " + name, func() error { return d.mendSockets(p) }})
 			}
 		}
 	}
@@ -99,9 +104,13 @@ func (d *Dataplane) lostHooks() []lostHook {
 	return out
 }
 
-// hasCgroup tells whether a socket program of ours is on a cgroup.
-func (p pins) hasCgroup(hook string) bool {
-	return isLinked(filepath.Join(p.links, "cgroup_"+hook), func(i *link.Info) bool { return i.Cgroup() != nil && i.Cgroup().CgroupId != 0 })
+// hasCgroup tells whether a socket program of ours is on the cgroup with this id, or
+// on any where that is 0.
+func (p pins) hasCgroup(hook string, id uint64) bool {
+	return isLinked(filepath.Join(p.links, "cgroup_"+hook), func(i *link.Info) bool {
+		c := i.Cgroup()
+		return c != nil && c.CgroupId != 0 && (id == 0 || c.CgroupId == id)
+	})
 }
 
 // isAttached tells whether our program is on one side of an interface. One that

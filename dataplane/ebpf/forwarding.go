@@ -64,6 +64,19 @@ func summary(names []string) string {
 	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
 }
 
+// ProbeWay finds out which way packets would take in the calling thread's network
+// namespace as it is now. It changes nothing.
+func ProbeWay(asked Forwarding) (Way, error) {
+	o, err := lookForOthers()
+	if err != nil {
+		return Way{}, err
+	}
+	return chooseWay(asked, o.chains), nil
+}
+
+// String is a Way as status, check and the log tell it.
+func (w Way) String() string { return fmt.Sprintf("%s: %s", w.Forwarding, w.Reason) }
+
 // Way returns which way packets take at present; zero before the first sync. Safe for
 // concurrent use: it waits for no sync.
 func (d *Dataplane) Way() Way {
@@ -96,7 +109,7 @@ func (d *Dataplane) lookForWay() (changed bool, err error) {
 	}
 	was, nat := d.way, d.othersNAT
 	d.setWay(chooseWay(d.o.Forwarding, o.chains))
-	d.othersNAT = o.nat
+	d.othersNAT, d.older = o.nat, o.older
 	if was != d.way {
 		d.o.Logger.Info("forwarding", "way", string(d.way.Forwarding), "reason", d.way.Reason)
 	}
@@ -159,7 +172,7 @@ func (d *Dataplane) followWay() error {
 			return fmt.Errorf("map %s: %w", bpfMapNode, err)
 		}
 	}
-	return ensureAccepted()
+	return d.accepted.ensure(d.older)
 }
 
 // modes are the flags of the node's facts that follow from how the mode is run.

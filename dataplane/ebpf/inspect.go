@@ -40,7 +40,7 @@ func (d *Dataplane) Reader() *Reader { return d.reader }
 // Sockets tells whether the programs that translate sockets are attached.
 func (r *Reader) Sockets() bool {
 	p := pinsOf(&r.o)
-	return !slices.ContainsFunc(cgroupHooks, func(hook string) bool { return !p.hasCgroup(hook) })
+	return !slices.ContainsFunc(cgroupHooks, func(hook string) bool { return !p.hasCgroup(hook, 0) })
 }
 
 // open opens a pinned map.

@@ -145,6 +145,21 @@ func addAddr(dev, cidr string, scope int) error {
 	return nil
 }
 
+func delAddr(dev, cidr string) error {
+	l, err := netlink.LinkByName(dev)
+	if err != nil {
+		return fmt.Errorf("%s: %w", dev, err)
+	}
+	a, err := netlink.ParseAddr(cidr)
+	if err != nil {
+		return err
+	}
+	if err := netlink.AddrDel(l, a); err != nil {
+		return fmt.Errorf("remove address %s from %s: %w", cidr, dev, err)
+	}
+	return nil
+}
+
 func addRoute(dev, dst, via string) error {
 	l, err := netlink.LinkByName(dev)
 	if err != nil {

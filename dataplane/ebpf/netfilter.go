@@ -1,8 +1,6 @@
 package ebpf
 
 import (
-	"bufio"
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,7 +9,6 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -219,6 +216,8 @@ type others struct {
 	chains []string
 	// nat tells that one of them translates what leaves the node.
 	nat bool
+	// older are the older tables filter, by family, where there are any.
+	older [2]*filterTable
 }
 
 // lookForOthers looks into nf_tables and the older tables of iptables.
@@ -291,7 +290,7 @@ var legacyTables = [2][2]string{
 }
 
 func (o *others) addLegacy() error {
-	for _, family := range legacyTables {
+	for f, family := range legacyTables {
 		tables, err := os.ReadFile(family[0])
 		if errors.Is(err, fs.ErrNotExist) || err == nil && len(tables) == 0 {
 			continue
@@ -299,7 +298,7 @@ func (o *others) addLegacy() error {
 		if err != nil {
 			return fmt.Errorf("legacy iptables tables: %w", err)
 		}
-		out, err := listLegacy(family[1], listLimit)
+		out, err := run(commandLimit, "", family[1])
 		if errors.Is(err, exec.ErrNotFound) {
 			// What cannot be read may be anything.
 			o.chains = append(o.chains, "legacy tables "+strings.Join(strings.Fields(string(tables)), ", "))
@@ -307,45 +306,24 @@ func (o *others) addLegacy() error {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", family[1], err)
+			return fmt.Errorf("legacy iptables tables: %w", err)
 		}
-		names := foreignInSave(string(out))
+		names, filter := readSave(familyNames[hookFamilies[f]], string(out))
+		o.older[f] = filter
 		o.chains = append(o.chains, names...)
-		o.nat = o.nat || slices.Contains(names, "legacy nat POSTROUTING")
+		o.nat = o.nat || slices.ContainsFunc(names, func(name string) bool { return strings.HasSuffix(name, " nat POSTROUTING") })
 	}
 	return nil
 }
 
-const (
-	// listLimit is how long a command that lists rules may take, and pipePatience
-	// how long its output is waited for after it was killed.
-	listLimit    = time.Minute
-	pipePatience = time.Second
-)
-
-// listLegacy runs a command of legacyTables. One that hangs, as for a lock that
-// nobody gives back, is killed with whatever it started.
-func listLegacy(command string, limit time.Duration) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, command)
-	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
-	cmd.WaitDelay = pipePatience
-	out, err := cmd.Output()
-	if err != nil && ctx.Err() != nil {
-		return nil, fmt.Errorf("it did not end in %v and was killed", limit)
-	}
-	return out, err
-}
-
-// foreignInSave names the built-in chains with rules or a policy of DROP in what
-// iptables-save printed.
-func foreignInSave(saved string) (names []string) {
+// readSave reads what iptables-save printed: the names of the built-in chains with rules
+// or a policy of DROP, and the table filter.
+func readSave(family, saved string) (names []string, filter *filterTable) {
+	filter = new(filterTable)
 	table := ""
 	seen := map[string]bool{}
-	for lines := bufio.NewScanner(strings.NewReader(saved)); lines.Scan(); {
-		fields := strings.Fields(lines.Text())
+	for line := range strings.Lines(saved) {
+		fields := strings.Fields(line)
 		if len(fields) == 0 {
 			continue
 		}
@@ -353,17 +331,20 @@ func foreignInSave(saved string) (names []string) {
 			table = t
 			continue
 		}
+		if table == "filter" {
+			filter.add(strings.TrimSpace(line))
+		}
 		var chain string
 		if c, ok := strings.CutPrefix(fields[0], ":"); ok && len(fields) > 1 && fields[1] == "DROP" {
 			chain = c
 		} else if fields[0] == "-A" && len(fields) > 1 && fields[len(fields)-1] != acceptChain {
 			chain = fields[1]
 		}
-		name := fmt.Sprintf("legacy %s %s", table, chain)
+		name := fmt.Sprintf("legacy %s %s %s", family, table, chain)
 		if (chain == "PREROUTING" || chain == "FORWARD" || chain == "POSTROUTING") && !seen[name] {
 			seen[name] = true
 			names = append(names, name)
 		}
 	}
-	return names
+	return names, filter
 }

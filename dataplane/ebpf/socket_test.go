@@ -2,9 +2,13 @@ package ebpf
 
 import (
 	"bufio"
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/nodeproxy/nodeproxy/service"
 )
@@ -135,6 +139,64 @@ func TestSocketPath(t *testing.T) {
 			}
 		})
 	})
+}
+
+// TestSocketsOfStrangers has a socket's network namespace have an address outside of
+// the Pods' network beside one inside, and then alone. What a socket call cannot
+// know is left to the packet path, which masquerades what no Pod sends.
+func TestSocketsOfStrangers(t *testing.T) {
+	n := newTestNet(t)
+	n.serveAll(t)
+	cg := cgroup(t)
+	d := n.start(t, Options{CgroupPath: cg})
+	syncAll(t, d, n.table(both(svc{name: "s", backends: to(podA, "8080")})...))
+	strange := [2]string{"172.17.0.3", "fd00:17::3"}
+	sees := func(source [2]string, counted bpfReason) {
+		t.Helper()
+		eachFlow(t, func(t *testing.T, f int, network string, _ service.Protocol) {
+			for _, how := range [][]string{nil, {"unconnected"}} {
+				if how != nil && !strings.HasPrefix(network, "udp") {
+					continue
+				}
+				before := d.metric(t, counted)
+				a, err := askInCgroup(t, n.podB, cg, network, join(vip[f], "80"), how...)
+				wantAnswer(t, a, err, "a", source[f])
+				if d.metric(t, counted) == before {
+					t.Errorf("not counted: reason %d", counted)
+				}
+			}
+		})
+	}
+	sees(podB, bpfReasonREASON_SOCKET_TRANSLATED)
+	for f := range 2 {
+		in(t, n.node, func() error { return addRoute("podb", strange[f]+bits[f], "") })
+		in(t, n.podB, func() error { return addAddr("lo", strange[f]+bits[f], 0) })
+	}
+	sees(podB, bpfReasonREASON_SOCKET_ASIDE)
+	for f := range 2 {
+		in(t, n.podB, func() error { // addresses go with their routes
+			return errors.Join(delAddr("lo", strange[f]+bits[f]), delAddr("eth0", podB[f]+bits[f]),
+				addAddr("eth0", strange[f]+bits[f], 0), addRoute("eth0", anyNet[f], gateway[f]))
+		})
+	}
+	sees(nodeIP, bpfReasonREASON_SOCKET_ASIDE)
+	for f := range 2 {
+		in(t, n.podB, func() error {
+			return errors.Join(delAddr("eth0", strange[f]+bits[f]), addAddr("eth0", podB[f]+bits[f], 0), addRoute("eth0", anyNet[f], gateway[f]))
+		})
+	}
+	// What is on no way out counts for nothing.
+	in(t, n.podB, func() error { return addAddr("lo", "127.0.0.2/8", 254) })
+	sees(podB, bpfReasonREASON_SOCKET_TRANSLATED)
+	in(t, n.podB, func() error { // more interfaces than are looked at
+		for i := range 100 {
+			if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprint("more", i)}}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	sees(podB, bpfReasonREASON_SOCKET_ASIDE)
 }
 
 func (d *Dataplane) metric(t testing.TB, r bpfReason) uint64 {

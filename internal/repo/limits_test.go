@@ -16,8 +16,7 @@ var unlimited = []string{"lab", "bench", "netns-tests", "internal"}
 
 // Every command that the agent or a tool of a node starts has a deadline and a WaitDelay,
 // and every server of HTTP limits for headers and idle connections: no child and no
-// client can hold up what waits for it. go-iptables, which dataplane/ebpf uses for
-// one chain, starts commands of its own without one.
+// client can hold up what waits for it.
 func TestCommandsAndServersHaveLimits(t *testing.T) {
 	commands, servers := 0, 0
 	for _, path := range strings.Fields(string(command(t, "git", "ls-files", "*.go"))) {

@@ -21,7 +21,7 @@ var allowed = map[string][]string{
 	"dataplane":               {"service", "dataplane/netevents"},
 	"dataplane/netevents":     {},
 	"dataplane/view":          {"service"},
-	"dataplane/iptables":      {"service", "dataplane/view", "dataplane/iptables/walk"},
+	"dataplane/iptables":      {"service", "dataplane/view", "dataplane/netevents", "dataplane/iptables/walk"},
 	"dataplane/iptables/walk": {},
 	"dataplane/loopback":      {"dataplane", "service"},
 	"dataplane/ebpf":          {"service", "dataplane/view", "dataplane/netevents"},
