@@ -143,7 +143,7 @@ func (c *cluster) scenarios(t *testing.T) {
 		}
 		return errors.Join(errs...)
 	})
-	t.Run("all", func(t *testing.T) { runScenarios(t, c.Lab, table) }) // waits for its parallel parts
+	t.Run("all", func(t *testing.T) { runScenariosInTurn(t, c.Lab, table) })
 	c.deleteAll(t)
 }
 

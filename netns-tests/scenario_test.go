@@ -78,7 +78,13 @@ var checks atomic.Int64
 
 // runScenarios runs the rows in a lab, each combination of family and
 // protocol at the same time as the others.
-func runScenarios(t *testing.T, l *lab.Lab, rows []scenario) {
+func runScenarios(t *testing.T, l *lab.Lab, rows []scenario) { scenariosOf(t, l, rows, true) }
+
+// runScenariosInTurn does so one after the other. A part that is parallel waits until all
+// tests before it had their turn, and its lab with it.
+func runScenariosInTurn(t *testing.T, l *lab.Lab, rows []scenario) { scenariosOf(t, l, rows, false) }
+
+func scenariosOf(t *testing.T, l *lab.Lab, rows []scenario, parallel bool) {
 	for _, v6 := range []bool{false, true} {
 		for _, network := range []echo.Network{echo.TCP, echo.UDP} {
 			family := "v4"
@@ -86,7 +92,9 @@ func runScenarios(t *testing.T, l *lab.Lab, rows []scenario) {
 				family = "v6"
 			}
 			t.Run(family+"-"+string(network), func(t *testing.T) {
-				t.Parallel()
+				if parallel {
+					t.Parallel()
+				}
 				for _, row := range rows {
 					if row.appliesTo(family, string(network)) {
 						t.Run(strings.ReplaceAll(row.name, " ", "-"), func(t *testing.T) {
