@@ -116,6 +116,10 @@ func TestXDPGivesWhatTCGives(t *testing.T) {
 						}
 						forwarded++
 						tc, atTC := b.run(t, b.d.objs.Ingress, dev, frame.bytes())
+						for try := 0; stack && tc == verdictNext && try < 3; try++ { // a second is over: conntrack was asked
+							b.makeFast(t, map[bool]string{false: p.clientDev, true: p.backendDev}, frame)
+							tc, atTC = b.run(t, b.d.objs.Ingress, dev, frame.bytes())
+						}
 						if tc != verdictRedirect || !bytes.Equal(atXDP[12:], atTC[12:]) {
 							t.Errorf("%s, reply %t, conntrack's %t: %s: tc says %d\n XDP %x\n  tc %x", name, reply, stack, what, tc, atXDP[12:], atTC[12:])
 						}

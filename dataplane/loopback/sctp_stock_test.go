@@ -36,20 +36,20 @@ func TestP24LoopbackSCTP(t *testing.T) {
 	for f, at := range loopbacks {
 		serveEcho(t, netip.AddrPortFrom(at, targetPort), fmt.Sprint("backend ", f))
 	}
-	for name, open := range map[string]func() (dataplane.Dataplane, error){
-		"iptables": func() (dataplane.Dataplane, error) {
+	for name, open := range map[string]func(*testing.T) (dataplane.Dataplane, error){
+		"iptables": func(t *testing.T) (dataplane.Dataplane, error) {
 			t.Cleanup(func() { iptables.Cleanup(context.Background()) })
 			dp, err := iptables.New(context.Background(), iptables.Options{Backend: iptables.BackendNFT, MasqueradeBit: iptables.DefaultMasqueradeBit})
 			return New(dp, slog.Default(), service.TCP, service.UDP, service.SCTP), err
 		},
-		"ebpf": func() (dataplane.Dataplane, error) {
+		"ebpf": func(t *testing.T) (dataplane.Dataplane, error) {
 			dp, err := ebpf.New(ebpf.Options{Instance: "loopback-sctp"})
 			t.Cleanup(func() { ebpf.Cleanup(ebpf.Options{Instance: "loopback-sctp"}) })
 			return New(dp, slog.Default(), service.SCTP), err
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dp, err := open()
+			dp, err := open(t) // whose rules or programs go before the other mode comes
 			if err != nil {
 				t.Fatal(err)
 			}
