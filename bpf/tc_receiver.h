@@ -4,6 +4,7 @@
 #define NODEPROXY_TC_RECEIVER_H
 
 #include "base.h"
+#include "addr.h"
 #include "fragment.h"
 #include "maps.h"
 #include "packet.h"
@@ -11,11 +12,6 @@
 #include "types.h"
 
 #define PACKET_HOST 0 /* linux/if_packet.h */
-
-static __always_inline bool same_mac(const __u8 *a, const __u8 *b)
-{
-	return *(__u32 *)a == *(__u32 *)b && *(__u16 *)(a + 4) == *(__u16 *)(b + 4);
-}
 
 enum receiver {
 	FOR_HOST,

@@ -9,6 +9,7 @@
 #define NODEPROXY_XDP_H
 
 #include "base.h"
+#include "addr.h"
 #include "csum.h"
 #include "ct_bypass.h"
 #include "ct_fast.h"
@@ -34,6 +35,21 @@ static __always_inline bool parse_xdp(struct xdp_md *xdp, struct packet *p)
 		return false;
 	b.protocol = eth->h_proto; /* that of a VLAN is neither */
 	return parse(b, p, ETH_HLEN);
+}
+
+/* Whether a frame is for this host: flooded and mirrored ones are not, and the stack drops
+ * them. At a bridge's port, what is for the port itself is tc's. */
+static __always_inline bool is_for_host(struct xdp_md *xdp)
+{
+	void *data = (void *)(long)xdp->data;
+	__u32 ifindex = xdp->ingress_ifindex;
+	struct ethhdr *eth = data;
+	struct interface *in;
+
+	if ((void *)(eth + 1) > (void *)(long)xdp->data_end)
+		return false;
+	in = bpf_map_lookup_elem(&interfaces, &ifindex);
+	return in && same_mac(eth->h_dest, in->mac);
 }
 
 /* Whether headers stand where this file expects them, in a whole packet. */
@@ -205,7 +221,8 @@ static __always_inline int forward_known(struct xdp_md *xdp)
 	struct flow *f;
 	__u32 diff;
 
-	if (!w || !parse_xdp(xdp, &w->p) || !is_plain(&w->p) || !may_have_flow(&w->p.t))
+	if (!w || !parse_xdp(xdp, &w->p) || !is_plain(&w->p) || !may_have_flow(&w->p.t) ||
+	    !is_for_host(xdp))
 		return XDP_PASS;
 	f = bpf_map_lookup_elem(&flows, &w->p.t);
 	if (!f || (f->flags & FLOW_STACK && !is_fast(f)))

@@ -190,7 +190,7 @@ func (d *Dataplane) mendSockets(p pins) error {
 func detachCgroup(p pins) error {
 	pinned, err := filepath.Glob(filepath.Join(p.links, "cgroup_*"))
 	for _, path := range pinned {
-		err = errors.Join(err, os.Remove(path))
+		err = errors.Join(err, detachPinned(path))
 	}
 	if err != nil {
 		return fmt.Errorf("detach from cgroup: %w", err)

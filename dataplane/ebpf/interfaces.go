@@ -222,9 +222,7 @@ func (i *interfaces) forget(seen map[int]bool) error {
 func (i *interfaces) detach(index int) error {
 	var errs []error
 	for _, pin := range [...]string{i.pinPath(index, "ingress"), i.pinPath(index, "egress"), i.xdpPin(index)} {
-		if err := os.Remove(pin); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("unpin %s: %w", filepath.Base(pin), err))
-		}
+		errs = append(errs, detachPinned(pin))
 	}
 	if l, err := netlink.LinkByIndex(index); err == nil {
 		errs = append(errs, removeFiltersOf(l, i.o.Instance))

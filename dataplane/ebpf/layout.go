@@ -51,9 +51,7 @@ func (p pins) removeOther(name string) error {
 	dirs, _ := p.otherLayouts() // as above
 	var errs []error
 	for _, dir := range dirs {
-		if err := os.Remove(filepath.Join(dir, "links", name)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("unpin %s of another layout: %w", name, err))
-		}
+		errs = append(errs, detachPinned(filepath.Join(dir, "links", name)))
 	}
 	return errors.Join(errs...)
 }

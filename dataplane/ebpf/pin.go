@@ -125,15 +125,25 @@ func (p pins) detachAll() error {
 	paths, err := filepath.Glob(filepath.Join(p.root, "*", "links", "*"))
 	errs := []error{err}
 	for _, path := range paths {
-		l, err := link.LoadPinnedLink(path, nil)
-		if err == nil {
-			err = errors.Join(l.Detach(), l.Close())
-		}
-		if err != nil && !isGone(err) && !errors.Is(err, unix.ENOLINK) && !errors.Is(err, ebpf.ErrNotSupported) {
-			errs = append(errs, fmt.Errorf("detach %s: %w", filepath.Base(path), err))
-		}
+		errs = append(errs, detachPinned(path))
 	}
 	return errors.Join(errs...)
+}
+
+// detachPinned detaches what a pinned link holds, at once, and unpins it. It is no error
+// if there is none.
+func detachPinned(path string) error {
+	l, err := link.LoadPinnedLink(path, nil)
+	if err == nil {
+		err = errors.Join(l.Detach(), l.Close())
+	}
+	if err != nil && !isGone(err) && !errors.Is(err, unix.ENOLINK) && !errors.Is(err, ebpf.ErrNotSupported) {
+		return fmt.Errorf("detach %s: %w", filepath.Base(path), err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("unpin %s: %w", filepath.Base(path), err)
+	}
+	return nil
 }
 
 // Cleanup removes what an instance left in the kernel: programs, links, maps

@@ -3,7 +3,6 @@ package ebpf
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -91,8 +90,8 @@ func (i *interfaces) accelerate(l netlink.Link, wanted bool) error {
 			return nil
 		}
 		i.accelerated[index] = false
-		if err := os.Remove(i.xdpPin(index)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("detach from XDP: %w", err)
+		if err := detachPinned(i.xdpPin(index)); err != nil {
+			return err
 		}
 		if wanted {
 			return errors.New("XDP: what it sends back by a veth is lost unless the other end has a program at XDP too: " +

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -11,15 +12,25 @@ import (
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
-// runXDP gives a packet to the program at XDP as if it came by an interface.
-func (b *bench) runXDP(t testing.TB, dev string, packet []byte) (int, []byte) {
+// runXDP gives a packet to the program at XDP as if it came by an interface, for this
+// host or for another one at the same wire.
+func (b *bench) runXDP(t testing.TB, dev string, packet []byte, other bool) (int, []byte) {
 	t.Helper()
 	ctx := make([]byte, 24) // struct xdp_md
 	binary.NativeEndian.PutUint32(ctx[4:], uint32(len(packet)))
 	binary.NativeEndian.PutUint32(ctx[12:], uint32(b.ifindex[dev]))
+	packet = slices.Clone(packet)
 	o := &ebpf.RunOptions{Data: packet, DataOut: make([]byte, 4096), Context: ctx}
 	var ret uint32
 	in(t, b.n.node, func() (err error) {
+		host, err := hardwareAddr(uint32(b.ifindex[dev]))
+		if err != nil {
+			return err
+		}
+		copy(packet, host)
+		if other {
+			packet[5] ^= 0x55
+		}
 		ret, err = b.d.objs.xdp.Uplink.Run(o)
 		return err
 	})
@@ -75,7 +86,7 @@ func plainFrames(f frame) map[string]frame {
 }
 
 // Packets that are forwarded at XDP are the same, bit for bit, as those that tc forwards:
-// of flows that conntrack owns, and of our own.
+// of flows that conntrack owns, and of our own. Frames for other hosts are not forwarded.
 func TestXDPGivesWhatTCGives(t *testing.T) {
 	b := newBench(t, Options{XDP: XDPGeneric, XDPInterfaces: []string{"eth0", "poda"}})
 	b.n.serveAll(t)
@@ -106,7 +117,10 @@ func TestXDPGivesWhatTCGives(t *testing.T) {
 						if stack {
 							b.makeFast(t, map[bool]string{false: p.clientDev, true: p.backendDev}, frame)
 						}
-						verdict, atXDP := b.runXDP(t, dev, frame.bytes())
+						if verdict, _ := b.runXDP(t, dev, frame.bytes(), true); verdict != passed {
+							t.Errorf("%s: %s for another host at XDP: verdict %d", name, what, verdict)
+						}
+						verdict, atXDP := b.runXDP(t, dev, frame.bytes(), false)
 						if verdict == passed {
 							continue
 						}
