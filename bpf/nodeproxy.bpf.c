@@ -51,6 +51,7 @@
 #include "tc.h"
 #include "netns.h"
 #include "bound.h"
+#include "told.h"
 #include "sock.h"
 #include "xdp.h"
 #include "gone.h"
