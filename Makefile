@@ -119,7 +119,7 @@ test-fuzz: ## Run the fuzz targets for a short time each (FUZZ=10s)
 # Stock Debian kernels, in QEMU without KVM: what only they can show.
 VM_KERNELS ?= linux-image-cloud-amd64 linux-image-6.12-cloud-amd64
 # Packets through the programs one by one, and the table of scenarios in labs.
-VM_TESTS   ?= ./dataplane/ebpf ./dataplane/loopback ./netns-tests=^TestScenarios$$/ebpf
+VM_TESTS   ?= ./dataplane/ebpf ./dataplane/loopback ./netns-tests=^TestScenarios$$/ebpf ./netns-tests=^TestNeighbours$$/^ebpf-packets-only$$/^ipvlan$$
 # Of these, what the gate runs: every program, packets through them, and what
 # only stock kernels have.
 VM_GATE    := './dataplane/ebpf=TestVerifier|TestPackets|TestSocketPath|TestP1P2P3|TestP20|TestLossy|TestP35|TestDirectBeside|TestForged|TestNodeReaches|TestFlushed|TestAutoFollows' ./dataplane/loopback

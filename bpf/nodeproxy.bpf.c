@@ -12,6 +12,7 @@
 #include "sock_bound.h"
 #include "sock_call.h"
 #include "sock_stale.h"
+#include "sock_told.h"
 #include "tc.h"
 #include "types.h"
 #include "xdp.h"

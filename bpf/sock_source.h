@@ -164,27 +164,22 @@ static int walk_step(__u32 i __attribute__((unused)), struct walk *w)
  */
 __noinline int sources_of_netns(__u64 cookie, bool v4)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct nsproxy *proxy = task->nsproxy;
+	struct net *net;
 	struct walk w;
-	struct nsproxy *proxy = NULL;
-	struct net *net = NULL;
-	__u64 its = 0;
 
-	READ(proxy, task->nsproxy);
-	if (!proxy)
+	if (!proxy) /* of a thread that ends */
 		return SOURCES_UNKNOWN;
-	READ(net, proxy->net_ns);
-	if (!net)
-		return SOURCES_UNKNOWN;
-	READ(its, net->net_cookie);
-	if (its != cookie)
+	net = proxy->net_ns;
+	if (!net || net->net_cookie != cookie)
 		return SOURCES_UNKNOWN;
 	/* All zero, which the verifier must not know: Linux 6.1 takes what a callback finds
 	 * at its first step for what it finds at each. */
 	bpf_probe_read_kernel(&w, sizeof(w), NULL);
 	w.v4 = v4;
 	w.interfaces = &net->dev_base_head;
-	READ(w.interface, net->dev_base_head.next);
+	w.interface = net->dev_base_head.next;
 	bpf_loop(NETNS_STEPS, walk_step, &w, 0);
 	return w.whole ? (int)w.seen : SOURCES_MIXED;
 }

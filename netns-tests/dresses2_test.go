@@ -24,10 +24,17 @@ func wearAddresses(t *testing.T, w *worn) {
 	// To a Pod of the node itself, by an interface without an address, MASQUERADE
 	// takes the node's first address.
 	w.also["node-a"] = []netip.Addr{netip.MustParseAddr("172.31.0.11")}
-	box := newContainer(t, w.Lab, "node-a", "macvlan")
-	ip(t, w.Lab, "node-a", "link add mv0 link eth0 type macvlan mode bridge")
-	ip(t, w.Lab, "node-a", "link set mv0 netns {pid}", "{pid}", box.pid)
-	box.address(t, "mv0", "192.168.77.150/24", lab.MustPlace("router").IPv4.String(), "fd00:77::150/64", lab.MustPlace("router").IPv6.String())
+	w.childOfUplink(t, "macvlan", "macvlan mode bridge")
+}
+
+// childOfUplink has a container share node-a's uplink by a device of this kind, past
+// the node's stack: its packets are not the node's.
+func (w *worn) childOfUplink(t *testing.T, name, kind string) {
+	t.Helper()
+	box := newContainer(t, w.Lab, "node-a", name)
+	ip(t, w.Lab, "node-a", "link add child0 link eth0 type "+kind)
+	ip(t, w.Lab, "node-a", "link set child0 netns {pid}", "{pid}", box.pid)
+	box.address(t, "child0", "192.168.77.150/24", lab.MustPlace("router").IPv4.String(), "fd00:77::150/64", lab.MustPlace("router").IPv6.String())
 	eachWay(func(network echo.Network, v6 bool) {
 		w.always = append(w.always, box.opens(network, netip.AddrPortFrom(lab.MustPlace("node-b").Addr(v6), machinePort), netip.Addr{}, "node-b"))
 		for range 6 {

@@ -28,7 +28,7 @@ func TestP11Invalid(t *testing.T) {
 		for _, f := range held {
 			pod := netip.AddrPortFrom(lab.MustPlace(f.answer.Name).Addr(f.answer.Source.Addr().Is6()), echo.PortEcho)
 			for i := range 5 {
-				sendSegment(t, l, f.answer.Name, pod, f.answer.Source, uint32(i+1)<<29)
+				sendSegment(t, l, f.answer.Name, pod, f.answer.Source, uint32(i+1)<<29, ack)
 			}
 		}
 		pingAll(t, held)
@@ -97,7 +97,7 @@ func sourceOf(p []byte) (netip.Addr, bool) {
 
 // sendSegment sends a TCP segment with a sequence number of the caller's choice
 // from a place, past its own TCP.
-func sendSegment(t *testing.T, l *lab.Lab, place string, from, to netip.AddrPort, seq uint32) {
+func sendSegment(t *testing.T, l *lab.Lab, place string, from, to netip.AddrPort, seq uint32, flags byte) {
 	t.Helper()
 	err := l.Do(place, func() error {
 		var src, dst unix.Sockaddr = &unix.SockaddrInet6{Addr: from.Addr().As16()}, &unix.SockaddrInet6{Addr: to.Addr().As16()}
@@ -114,21 +114,24 @@ func sendSegment(t *testing.T, l *lab.Lab, place string, from, to netip.AddrPort
 		if err := unix.Bind(fd, src); err != nil {
 			return err
 		}
-		return unix.Sendto(fd, segment(from, to, seq), 0, dst)
+		return unix.Sendto(fd, segment(from, to, seq, flags), 0, dst)
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-// segment builds a TCP segment with an ACK and some data.
-func segment(from, to netip.AddrPort, seq uint32) []byte {
+// Flags of TCP.
+const rst, ack = 0x04, 0x10
+
+// segment builds a TCP segment with some data.
+func segment(from, to netip.AddrPort, seq uint32, flags byte) []byte {
 	tcp := make([]byte, 20, 24)
 	binary.BigEndian.PutUint16(tcp, from.Port())
 	binary.BigEndian.PutUint16(tcp[2:], to.Port())
 	binary.BigEndian.PutUint32(tcp[4:], seq)
 	binary.BigEndian.PutUint32(tcp[8:], seq)
-	tcp[12], tcp[13] = 5<<4, 0x10 // length of the header, ACK
+	tcp[12], tcp[13] = 5<<4, flags // length of the header
 	binary.BigEndian.PutUint16(tcp[14:], 1000)
 	tcp = append(tcp, "lost"...)
 	pseudo := append(append(from.Addr().AsSlice(), to.Addr().AsSlice()...), 0, unix.IPPROTO_TCP, 0, byte(len(tcp)))

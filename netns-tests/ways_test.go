@@ -102,19 +102,20 @@ func TestNoWayToTheBackend(t *testing.T) {
 		l := c.up(t, false)
 		apply(t, l, find("remote"))
 		startAgents(t, l)
-		for f, cidr := range lab.PodCIDRs["node-b"] {
-			ip(t, l, "node-a", []string{"-4", "-6"}[f]+" route replace unreachable {pods}", "{pods}", cidr.String())
-			ip(t, l, "node-a", []string{"-4", "-6"}[f]+" route flush cache")
-		}
 		var faults []error
-		for _, v6 := range []bool{false, true} {
-			for _, from := range []string{"pod-a1", "client"} {
-				at := map[string]string{"pod-a1": "cluster", "client": "node-a"}[from]
-				ctx, cancel := context.WithTimeout(t.Context(), unreachableWithin)
-				_, err := l.Dial(ctx, from, echo.TCP, find("remote").addr(at, 80, v6))
-				cancel()
-				if !errors.Is(err, syscall.EHOSTUNREACH) && !errors.Is(err, syscall.ENETUNREACH) {
-					faults = append(faults, fmt.Errorf("%s at %s: %w, want it unreachable", from, at, errOrNone(err)))
+		for _, kind := range []string{"unreachable", "prohibit"} {
+			for f, cidr := range lab.PodCIDRs["node-b"] {
+				ip(t, l, "node-a", []string{"-4", "-6"}[f]+" route replace {kind} {pods}", "{kind}", kind, "{pods}", cidr.String())
+				ip(t, l, "node-a", []string{"-4", "-6"}[f]+" route flush cache")
+			}
+			for _, v6 := range []bool{false, true} {
+				for from, at := range map[string]string{"pod-a1": "cluster", "client": "node-a"} {
+					ctx, cancel := context.WithTimeout(t.Context(), unreachableWithin)
+					_, err := l.Dial(ctx, from, echo.TCP, find("remote").addr(at, 80, v6))
+					cancel()
+					if !slices.ContainsFunc([]error{syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.EACCES}, func(e error) bool { return errors.Is(err, e) }) {
+						faults = append(faults, fmt.Errorf("%s: %s at %s: %w, want it unreachable", kind, from, at, errOrNone(err)))
+					}
 				}
 			}
 		}

@@ -14,7 +14,7 @@ import (
 // programs are taken along with the libraries that they load, where they are
 // installed here.
 var programs = []string{
-	"/usr/sbin/xtables-nft-multi", "/usr/sbin/xtables-legacy-multi", "/usr/sbin/conntrack", "/usr/sbin/nft", "/usr/bin/iperf3",
+	"/usr/sbin/xtables-nft-multi", "/usr/sbin/xtables-legacy-multi", "/usr/sbin/conntrack", "/usr/sbin/nft", "/usr/bin/ip", "/usr/bin/nsenter", "/usr/bin/unshare", "/usr/bin/iperf3",
 }
 
 // plugins are loaded by name when they are needed.

@@ -15,7 +15,7 @@ import (
 // modules are loaded in the machine, with all that they depend on, where the
 // kernel has them as modules.
 var modules = []string{
-	"veth", "bridge", "br_netfilter", "dummy", "sch_ingress", "sch_netem", "cls_bpf", "act_bpf", "sctp", "tun", "inet_diag", "tcp_diag", "udp_diag",
+	"veth", "bridge", "br_netfilter", "dummy", "ipvlan", "sch_ingress", "sch_netem", "cls_bpf", "act_bpf", "sctp", "tun", "inet_diag", "tcp_diag", "udp_diag",
 	"nf_conntrack", "nf_conntrack_netlink", "nf_nat", "nf_tables", "nft_compat", "nft_chain_nat",
 	"ip_tables", "ip6_tables", "iptable_nat", "iptable_filter", "ip6table_nat", "ip6table_filter",
 	"xt_comment", "xt_conntrack", "xt_mark", "xt_statistic", "xt_addrtype", "xt_bpf", "xt_recent", "xt_tcpudp", "xt_sctp",
