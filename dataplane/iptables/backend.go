@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/coreos/go-iptables/iptables"
+
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
@@ -38,20 +40,24 @@ type kernel struct {
 }
 
 func newKernel(ctx context.Context, b Backend, f service.Family) (*kernel, error) {
-	name := "iptables-" + string(b)
+	name, protocol := "iptables-"+string(b), iptables.ProtocolIPv4
 	if f == service.IPv6 {
-		name = "ip6tables-" + string(b)
+		name, protocol = "ip6tables-"+string(b), iptables.ProtocolIPv6
 	}
 	path, err := exec.LookPath(name)
 	if err != nil {
 		return nil, fmt.Errorf("find %s: %w (install the iptables package)", name, err)
 	}
-	version, err := run(ctx, commandLimit, nil, path, "--version")
+	// The library knows no deadline: a command that hangs is met here.
+	if _, err := run(ctx, commandLimit, nil, path, "--version"); err != nil {
+		return nil, fmt.Errorf("probe %s: %w", name, err)
+	}
+	probed, err := iptables.New(iptables.IPFamily(protocol), iptables.Path(path))
 	if err != nil {
 		return nil, fmt.Errorf("probe %s: %w", name, err)
 	}
 	return &kernel{backend: b, family: f, save: path + "-save", restore: path + "-restore",
-		randomFully: hasRandomFully(string(version)), limit: commandLimit}, nil
+		randomFully: probed.HasRandomFully(), limit: commandLimit}, nil
 }
 
 // String names it as messages do: "iptables-nft", "ip6tables-legacy".

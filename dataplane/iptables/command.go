@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -55,28 +54,4 @@ func run(ctx context.Context, limit time.Duration, input []byte, path string, ar
 func firstLines(s string, n int) string {
 	lines := strings.SplitN(strings.TrimSpace(s), "\n", n+1)
 	return strings.Join(lines[:min(n, len(lines))], "; ")
-}
-
-// hasRandomFully reports whether a version of iptables, as --version prints it
-// ("iptables v1.8.9 (nf_tables)"), knows --random-fully: since 1.6.2.
-func hasRandomFully(version string) bool {
-	_, number, ok := strings.Cut(version, " v")
-	if !ok {
-		return false
-	}
-	number, _, _ = strings.Cut(strings.TrimSpace(number), " ")
-	for i, least := range []int{1, 6, 2} {
-		part, rest, _ := strings.Cut(number, ".")
-		n, err := strconv.Atoi(part)
-		if err != nil || n < least {
-			return false
-		}
-		if n > least {
-			return true
-		}
-		if number = rest; number == "" && i < 2 {
-			number = "0"
-		}
-	}
-	return true
 }
