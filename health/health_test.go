@@ -51,7 +51,7 @@ func get(t *testing.T, host string, port uint16) (*http.Response, string) {
 	return resp, string(body)
 }
 
-// Section 11 of the reference, to the letter.
+// docs/kube-proxy.md, "Health servers", to the letter.
 func TestHealthCheckNodePort(t *testing.T) {
 	var healthy atomic.Bool
 	healthy.Store(true)

@@ -8,8 +8,8 @@ import (
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
-// Proxy answers /healthz and /livez as kube-proxy does (kube-proxy-semantics,
-// section 11): load balancers ask the one whether to send traffic to this node,
+// Proxy answers /healthz and /livez as kube-proxy does (docs/kube-proxy.md,
+// "Health servers"): load balancers ask the one whether to send traffic to this node,
 // the kubelet asks the other whether the process is to be started again.
 type Proxy struct {
 	Syncs *SyncHealth

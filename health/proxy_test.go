@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Section 11 of the reference, to the letter.
+// docs/kube-proxy.md, "Health servers", to the letter.
 func TestHealthzAndLivez(t *testing.T) {
 	updated := time.Now().Add(-time.Hour)
 	late := NewSyncHealth(time.Minute)

@@ -18,7 +18,7 @@ import (
 
 // ServiceChecks serves the health-check node ports of Services whose external
 // policy is Local: a load balancer asks each node whether it has a local
-// endpoint (kube-proxy-semantics, section 11). Update and Close must not be
+// endpoint (docs/kube-proxy.md, "Health servers"). Update and Close must not be
 // called concurrently; answers are given concurrently with both.
 type ServiceChecks struct {
 	// Healthy tells whether the proxy itself is well.

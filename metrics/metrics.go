@@ -1,6 +1,6 @@
 // Package metrics holds what nodeproxy counts and measures, for Prometheus:
-// under kube-proxy's names where it means the same (kube-proxy-semantics,
-// section 15), so that its dashboards and alerts go on working, and under names
+// under kube-proxy's names where it means the same (docs/kube-proxy.md,
+// "Metrics"), so that its dashboards and alerts go on working, and under names
 // that begin with nodeproxy_ where kube-proxy has none.
 package metrics
 

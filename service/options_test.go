@@ -12,7 +12,7 @@ import (
 
 var machine = []netip.Addr{addr("127.0.0.1"), addr("::1"), addr("192.168.0.2"), addr("192.168.1.2"), addr("2001:db8::1"), addr("fe80::1")}
 
-// Section 3 of the reference: which addresses carry node ports.
+// docs/kube-proxy.md, "Addresses of node ports".
 func TestNodePortAddresses(t *testing.T) {
 	list := func(s ...string) (out []netip.Addr) {
 		for _, a := range s {

@@ -185,7 +185,7 @@ func (p policies) internal() [3]Route {
 
 // external includes the short-circuit of Local policies: Pods and this node
 // are already where the load balancer would bring them, and may use every
-// endpoint (kube-proxy-semantics, section 5).
+// endpoint (docs/kube-proxy.md, "Policies by source").
 func (p policies) external() [3]Route {
 	if !p.externalLocal() {
 		r := p.route(ListCluster, true)

@@ -67,7 +67,7 @@ func backends(res *service.Resolved, list service.List) string {
 	return strings.Join(out, " ")
 }
 
-// Section 2 of the reference: which objects are used.
+// docs/kube-proxy.md, "Objects that count".
 func TestWhichObjectsAreUsed(t *testing.T) {
 	one := slice("s", ready("10.244.0.1", "node-a"))
 	with := func(edit func(*service.EndpointSlice)) *service.EndpointSlice {

@@ -193,7 +193,7 @@ const (
 type Kind uint8
 
 // The kinds of frontends, in the order in which a packet is compared with
-// them. See kube-proxy-semantics, section 1.
+// them. See docs/kube-proxy.md, "The decision for a first packet".
 const (
 	ClusterIP Kind = iota
 	ExternalIP

@@ -12,7 +12,7 @@ import (
 )
 
 // eventWriter writes Events to the API server, with kube-proxy's reasons and
-// actions (kube-proxy-semantics, section 16). Without an API server it writes
+// actions (docs/kube-proxy.md, "Events"). Without an API server it writes
 // none. Its methods may be used concurrently and do not wait.
 type eventWriter struct {
 	recorder    events.EventRecorder

@@ -71,6 +71,9 @@
 //	                a Bloom filter before flows, filled in turns
 //	promotions      flows that the agent is asked to make ready for the fast way
 //	answer_times    address -> when the next answer to it is due
+//	source_share    half-open flows that one source may have; 0 while conntrack has room
+//	sources         source -> how many it has
+//	half_open       which flows these are, in turns
 //	affinities      service id, client -> endpoint, last use
 //	pairs           a flow's key in one direction -> in the other; oldest go first
 //	fragments       source, destination, id, protocol -> ports

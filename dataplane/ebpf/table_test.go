@@ -71,7 +71,7 @@ func (s svc) servicePort(name service.Name, f service.Family) service.ServicePor
 	return sp
 }
 
-// routes are kube-proxy-semantics, section 5, in short.
+// routes are docs/kube-proxy.md, "Policies by source", in short.
 func (s svc) routes(sp service.ServicePort) (cluster, external [3]service.Route) {
 	to := service.Route{Action: service.Translate}
 	masq := service.Route{Action: service.Translate, Masquerade: true}

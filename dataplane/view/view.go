@@ -78,7 +78,7 @@ type Flow struct {
 	Backend  netip.AddrPort `json:"backend"`
 	// Source is what the backend sees, the client's if it is not masqueraded.
 	Source netip.AddrPort `json:"source"`
-	State  string         `json:"state"` // opening, established, closing
+	State  string         `json:"state"` // of TCP opening, established or closing, unknown if the kernel does not say; else open
 	// Idle is the time since the last packet, to the second; -1 if the kernel
 	// does not say.
 	Idle time.Duration `json:"idleNanoseconds"`
