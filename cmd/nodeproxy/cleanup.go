@@ -68,11 +68,11 @@ func cleanUp(ctx context.Context, w io.Writer, instance string) error {
 func inKernel(ctx context.Context, instance string) (out []string, err error) {
 	chains, err := iptables.Leftovers(ctx)
 	for _, f := range chains {
-		out = append(out, fmt.Sprintf("%d chains and the jumps to them (%s)", len(f.Chains), f.Where))
+		out = append(out, fmt.Sprintf("%s and the jumps to them (%s)", numberOf(len(f.Chains), "chain"), f.Where))
 	}
 	links, maps, pinErr := ebpf.Pinned(ebpf.Options{Instance: instance})
 	if links+maps > 0 {
-		out = append(out, fmt.Sprintf("%d attached programs and %d maps (instance %s)", links, maps, instance))
+		out = append(out, fmt.Sprintf("%s and %s (instance %s)", numberOf(links, "attached program"), numberOf(maps, "map"), instance))
 	}
 	return out, errors.Join(err, pinErr)
 }

@@ -31,6 +31,14 @@ func explainUsage(root *cobra.Command) {
 	each(root)
 }
 
+// numberOf is a number of things, in words.
+func numberOf(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
 // isNoArgs reports whether a command has cobra's own check for no arguments.
 func isNoArgs(check cobra.PositionalArgs) bool {
 	return check != nil && reflect.ValueOf(check).Pointer() == reflect.ValueOf(cobra.NoArgs).Pointer()

@@ -58,9 +58,9 @@ func validateManifests(w io.Writer, paths []string, limit int64) error {
 		say("%s", text)
 	}
 	if problems > 0 {
-		return withCode(codeNo, fmt.Errorf("%d problems in %d files", problems, files))
+		return withCode(codeNo, fmt.Errorf("%s in %s", numberOf(problems, "problem"), numberOf(files, "file")))
 	}
-	fmt.Fprintf(w, "%d files, %d Services, %d EndpointSlices: no problem found\n", files, len(all.Services), len(all.EndpointSlices))
+	fmt.Fprintf(w, "%s, %s, %s: no problem found\n", numberOf(files, "file"), numberOf(len(all.Services), "Service"), numberOf(len(all.EndpointSlices), "EndpointSlice"))
 	return nil
 }
 

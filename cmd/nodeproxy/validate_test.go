@@ -88,7 +88,7 @@ func TestValidateFindsNothingWrongWithWhatIsRight(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	if err := validateManifests(&out, []string{dir}, 0); err != nil || !strings.Contains(out.String(), "1 files, 1 Services, 1 EndpointSlices: no problem found") {
+	if err := validateManifests(&out, []string{dir}, 0); err != nil || !strings.Contains(out.String(), "1 file, 1 Service, 1 EndpointSlice: no problem found") {
 		t.Errorf("%v:\n%s", err, out.String())
 	}
 	if err := validateManifests(&out, []string{filepath.Join(dir, "none")}, 0); err == nil {

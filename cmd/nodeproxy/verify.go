@@ -59,7 +59,7 @@ should hold: give those that the agent had. Nothing is changed then.`,
 				return err
 			}
 			if !repair {
-				return fmt.Errorf("%d differences; %s", len(found), mend)
+				return fmt.Errorf("%s; %s", numberOf(len(found), "difference"), mend)
 			}
 			return a.repair(cmd, len(found))
 		},
@@ -77,10 +77,10 @@ func (a *asking) repair(cmd *cobra.Command, found int) error {
 	}
 	left, err := a.verify(cmd.Context())
 	if err == nil && len(left) > 0 {
-		err = fmt.Errorf("%d differences are still there after the repair; the first is %s", len(left), left[0])
+		err = fmt.Errorf("%s left after the repair; the first is %s", numberOf(len(left), "difference"), left[0])
 	}
 	if err == nil {
-		fmt.Fprintf(cmd.ErrOrStderr(), "repaired %d differences\n", found)
+		fmt.Fprintf(cmd.ErrOrStderr(), "repaired %s\n", numberOf(found, "difference"))
 	}
 	return err
 }
