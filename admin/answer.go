@@ -24,14 +24,14 @@ func (e *Explanation) take(a view.Answer, p service.Packet) {
 	e.Steps = append(e.Steps, "asked "+a.How+":")
 	e.Steps = append(e.Steps, answerWords(&a, p)...)
 	if e.Differs != "" {
-		e.Steps = append(e.Steps, "THE KERNEL DIFFERS: "+e.Differs+"; see nodeproxy verify")
+		e.Steps = append(e.Steps, "MISMATCH: "+e.Differs+"; run nodeproxy verify")
 	}
 }
 
 // difference is where the kernel's answer is not the Table's, or "".
 func (e *Explanation) difference(a *view.Answer, p service.Packet) string {
 	if a.Verdict != e.Verdict {
-		return fmt.Sprintf("it says %s, and the agent %s", a.Verdict, e.Verdict)
+		return fmt.Sprintf("the kernel says %s, and the agent means %s", a.Verdict, e.Verdict)
 	}
 	wanted := map[string]Candidate{}
 	for _, c := range e.Backends {
@@ -41,13 +41,13 @@ func (e *Explanation) difference(a *view.Answer, p service.Packet) string {
 		c, ok := wanted[b.Address]
 		switch {
 		case !ok:
-			return fmt.Sprintf("it may lead to %s, which is no endpoint that the agent would choose", b.Address)
+			return fmt.Sprintf("the kernel may lead to %s, which is no endpoint that the agent would choose", b.Address)
 		case c.Masquerade != b.Masquerade && p.Interface != "": // what this node sends has its source anyway
 			return fmt.Sprintf("masquerade towards %s is %v, and the agent says %v", b.Address, b.Masquerade, c.Masquerade)
 		}
 	}
 	if seen := len(a.Backends); a.Complete && seen < len(wanted) && seen != 1 { // 1: a client with affinity
-		return fmt.Sprintf("it leads to %d endpoints, and the agent to %d", seen, len(wanted))
+		return fmt.Sprintf("the kernel leads to %d endpoints, and the agent to %d", seen, len(wanted))
 	}
 	return ""
 }
@@ -62,7 +62,7 @@ func answerWords(a *view.Answer, p service.Packet) []string {
 	for _, b := range a.Backends {
 		text := "    " + b.Address
 		if p.Interface != "" {
-			text += map[bool]string{true: ", sees this node as the source", false: ", sees the source as it is"}[b.Masquerade]
+			text += map[bool]string{true: ", sees this node as the source", false: ", sees the client's own address"}[b.Masquerade]
 		}
 		out = append(out, text)
 	}

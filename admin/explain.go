@@ -118,9 +118,9 @@ func (e *Explanation) choice(o service.Outcome) {
 		where = "on this node"
 	}
 	if len(o.Backends) == 1 {
-		e.say("the only endpoint %s is chosen", where)
+		e.say("picks the only endpoint %s", where)
 	} else {
-		e.say("one of %d endpoints %s is chosen", len(o.Backends), where)
+		e.say("picks one of %d endpoints %s", len(o.Backends), where)
 	}
 	if t := o.Port.AffinityTimeout; t > 0 {
 		e.say("session affinity: a client that came within %s goes to the endpoint that it had", t)
@@ -140,7 +140,7 @@ func (e *Explanation) candidate(b service.Backend, p service.Packet, masquerade 
 	if c.Masquerade {
 		text += ", sees this node as the source"
 	} else {
-		text += ", sees the source as it is"
+		text += ", sees the client's own address"
 	}
 	if hop != nil {
 		c.NextHop = hop(b.Addr())

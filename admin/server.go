@@ -285,7 +285,7 @@ func ParseQuestion(v url.Values) (q Question, err error) {
 		return q, fmt.Errorf("protocol %q: use TCP, UDP or SCTP", v.Get("protocol"))
 	}
 	if q.From.IsValid() && service.FamilyOf(q.From) != service.FamilyOf(q.To.Addr()) {
-		return q, fmt.Errorf("from %s to %s: these are of two families", q.From, q.To)
+		return q, fmt.Errorf("from %s to %s: one is IPv4 and the other IPv6; use two of one family", q.From, q.To)
 	}
 	q.Interface, q.AgentOnly = v.Get("interface"), v.Get("agentOnly") == "true"
 	return q, nil

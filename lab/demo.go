@@ -87,7 +87,7 @@ func (d *demo) finish() error {
 		}
 		return ErrDemoFailed
 	}
-	d.printf("%s\n", d.paint(green, "✓ All of it went as it should."))
+	d.printf("%s\n", d.paint(green, "✓ All checks passed."))
 	if d.opts.Keep {
 		d.printf("\nThe lab stays up. Look around:\n"+
 			"  nodeproxy lab exec --name %[1]s client -- curl http://192.168.77.11:30080/\n"+

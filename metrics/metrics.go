@@ -55,9 +55,9 @@ func New(b Build) *Metrics {
 	m := &Metrics{registry: prometheus.NewRegistry(), start: time.Now(), seen: map[service.Name]contribution{}}
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	durations := prometheus.ExponentialBuckets(0.001, 2, 15)
-	m.syncs = m.histogram("sync_proxy_rules_duration_seconds", "Time of each sync with the kernel.", durations)
-	m.fullSyncs = m.histogram("sync_full_proxy_rules_duration_seconds", "Time of syncs that compare everything.", durations)
-	m.partialSyncs = m.histogram("sync_partial_proxy_rules_duration_seconds", "Time of syncs of what has changed.", durations)
+	m.syncs = m.histogram("sync_proxy_rules_duration_seconds", "Duration of each sync with the kernel.", durations)
+	m.fullSyncs = m.histogram("sync_full_proxy_rules_duration_seconds", "Duration of full syncs, which compare everything.", durations)
+	m.partialSyncs = m.histogram("sync_partial_proxy_rules_duration_seconds", "Duration of partial syncs, which write what has changed.", durations)
 	m.programming = m.histogram("network_programming_duration_seconds",
 		"Time from the change of an EndpointSlice, as its controller noted it, to the sync that took it in.", programmingBuckets())
 	m.lastQueued = m.gauge(kubeProxy, "sync_proxy_rules_last_queued_timestamp_seconds", "When a sync was last asked for.", byFamily)
@@ -86,7 +86,7 @@ func New(b Build) *Metrics {
 	for _, reason := range service.ProblemReasons {
 		m.problems.WithLabelValues(reason)
 	}
-	m.gauge(ours, "build_info", "1; the version, the commit, the Go version and the mode that runs.", "version", "revision", "goversion", "mode").
+	m.gauge(ours, "build_info", "Always 1; labelled with version, commit, Go version and mode.", "version", "revision", "goversion", "mode").
 		WithLabelValues(b.Version, b.Revision, b.GoVersion, b.Mode).Set(1)
 	eachFamily(func(f string) { // there from the start, so that a rate can be taken
 		for _, h := range []*prometheus.HistogramVec{m.syncs, m.fullSyncs, m.partialSyncs, m.programming} {

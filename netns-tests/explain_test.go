@@ -85,7 +85,7 @@ func explainByName(t *testing.T, l *lab.Lab) {
 	}
 	out, err := l.Command(t.Context(), "node-a", append(argv, "node", to.String())...).CombinedOutput()
 	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(out), "THE KERNEL DIFFERS") {
+	if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(out), "MISMATCH") {
 		t.Errorf("the kernel is broken, and explain ends with %v:\n%s", err, out)
 	}
 	if err := l.KillAgent("node-a"); err != nil {

@@ -77,7 +77,7 @@ func (l *apiLink) outcome(ctx context.Context, verb, what string, err error) {
 		// Where the server is away all kinds fail alike, and one line is enough;
 		// where a permission is missing each kind has its own.
 		if len(l.failing) == 0 || isRefusal(err) && before != err.Error() {
-			l.log.Error("API server cannot be used; what works is kept", "error", err)
+			l.log.Error("API server cannot be used; keeping the current rules", "error", err)
 		}
 		l.failing[what] = err.Error()
 	case failed:

@@ -41,7 +41,7 @@ func newBenchCommand() *cobra.Command {
 		Short: "Measure what Services cost in each mode, beside a lab without any",
 		Long: `Measure what Services cost in each mode, beside a lab without any.
 
-Builds labs that differ in who translates, does the same work through all of
+Builds labs that differ only in who translates, does the same work through all of
 them in turns, and writes a result file, a page with charts and tables. ^C ends
 it early with what there is; --resume goes on. Needs root.`,
 		Args: cobra.NoArgs,
@@ -58,7 +58,7 @@ func (b *benchFlags) register(f *pflag.FlagSet) {
 	f.BoolVar(&b.check, "check", false, "compare with the committed floors, and fail if a ratio is below")
 	f.BoolVar(&b.resume, "resume", false, "go on with the newest run in --out")
 	f.StringVar(&b.out, "out", "bench-results", "directory of result files and reports")
-	f.StringSliceVar(&b.columns, "columns", nil, "who translates: bare, iptables-nft, iptables-legacy, ebpf, ebpf-packets, ebpf-stack, ebpf-before, ebpf-packets-before, kube-proxy-iptables, kube-proxy-nftables")
+	f.StringSliceVar(&b.columns, "columns", nil, "what to compare: bare, iptables-nft, iptables-legacy, ebpf, ebpf-packets, ebpf-stack, ebpf-before, ebpf-packets-before, kube-proxy-iptables, kube-proxy-nftables")
 	f.IntSliceVar(&b.services, "services", nil, "how many Services there are")
 	f.IntSliceVar(&b.endpoints, "endpoints", nil, "endpoints of the Service that is used: 1, 10, 100, 1000")
 	f.StringSliceVar(&b.positions, "positions", nil, "where the Service that is used stands among all: first, last")

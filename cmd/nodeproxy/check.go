@@ -28,8 +28,8 @@ func newCheckCommand() *cobra.Command {
 	var output, cgroup string
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Ask the kernel for everything that ebpf mode uses",
-		Long: `Ask the kernel for everything that ebpf mode uses, and say what will be used,
+		Short: "Check whether this kernel supports ebpf mode",
+		Long: `Check whether this kernel has everything that ebpf mode uses, and say what will be used,
 what stands in for what is missing, and what is missing for good; which mode
 --mode auto takes, and which way packets with --forwarding auto, because of which
 chains of other programs. The exit status is 0 if ebpf mode works here.`,

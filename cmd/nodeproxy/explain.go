@@ -21,8 +21,8 @@ func newExplainCommand() *cobra.Command {
 	var from, iface string
 	cmd := &cobra.Command{
 		Use:   "explain [--from ADDRESS|pod NAMESPACE/NAME|node] ADDRESS:PORT|svc/[NAMESPACE/]NAME:PORT[/PROTOCOL]",
-		Short: "Tell what would become of a packet on this node, and why",
-		Long: `Tell what would become of the first packet of a flow on this node, and why: from what the
+		Short: "Explain what this node would do with a packet, and why",
+		Long: `Explain what this node would do with the first packet of a flow, and why: from what the
 running agent makes of the Services, step by step, in the same words in every mode; and from
 what the kernel has. In iptables mode the packet is led through the rules that the kernel
 holds, in ebpf mode a copy of the programs is run on the maps that it holds. Where the

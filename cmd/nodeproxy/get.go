@@ -78,7 +78,7 @@ func (l listing[T]) command() *cobra.Command {
 
 // registerService adds the flag that asks for one Service.
 func registerService(cmd *cobra.Command, only *string) {
-	cmd.Flags().StringVar(only, "service", "", "show this Service alone: NAMESPACE/NAME")
+	cmd.Flags().StringVar(only, "service", "", "show only this Service: NAMESPACE/NAME")
 	instance := defaultInstance
 	if err := cmd.RegisterFlagCompletionFunc("service", completeServices(&instance)); err != nil {
 		panic(err) // the flag is there

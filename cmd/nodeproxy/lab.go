@@ -80,7 +80,7 @@ func newLabExecCommand() *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use:     "exec PLACE -- COMMAND...",
-		Short:   "Run a command in a place of a lab",
+		Short:   "Run a command on a machine of a lab (client, router, node-a, pod-a1, ...)",
 		Example: "  nodeproxy lab exec client -- curl http://192.168.77.11:30080/",
 		Args:    between(2, -1, "name a place and a command", "lab exec client -- curl http://192.168.77.11:30080/"),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -77,7 +77,7 @@ func (o *runOptions) register(f *pflag.FlagSet) {
 	f.StringSliceVar(&o.nodeIPs, "node-ip", nil, "primary address of this node, one of each family at most (default: the Node's, or the machine's)")
 	f.StringSliceVar(&o.clusterCIDRs, "cluster-cidr", nil, "range of all Pod addresses, one of each family at most (default: the Node's Pod CIDRs)")
 	f.StringSliceVar(&o.nodePortAddresses, "nodeport-addresses", nil, "local addresses that carry node ports: CIDRs, primary, localhost, all (default all)")
-	f.StringSliceVar(&o.externalIPCIDRs, "external-ip-cidrs", nil, "ranges outside of which no externalIP of a Service is honoured (default: none is refused for that)")
+	f.StringSliceVar(&o.externalIPCIDRs, "external-ip-cidrs", nil, "only externalIPs in these ranges are served (default: all)")
 	f.DurationVar(&o.minSyncPeriod, "min-sync-period", time.Second, "least time between two changes of the kernel")
 	f.DurationVar(&o.syncPeriod, "sync-period", 30*time.Second, "how often the kernel is compared with what it should hold")
 	f.BoolVar(&o.perBackend, "metrics-per-backend", false, "count connections, packets and bytes in /metrics for each backend too, not only for each Service: six series each")
@@ -93,7 +93,7 @@ func (o *runOptions) register(f *pflag.FlagSet) {
 	f.StringSliceVar(&o.interfaces, "interfaces", nil, "patterns of interfaces whose packets ebpf mode looks at; ! excludes (default "+strings.Join(ebpf.DefaultInterfaces, ",")+")")
 	f.BoolVar(&o.sockets, "sockets", true, "ebpf mode translates sockets when they connect; false leaves all to the packet path")
 	f.StringVar(&o.forwarding, "forwarding", string(ebpf.ForwardingAuto), "way of new flows in ebpf mode's packet path: fast (past the stack: no netfilter rule is asked), stack (conntrack and netfilter see them as with kube-proxy), or auto (fast while no other program has rules that it would pass by)")
-	f.StringVar(&o.xdp, "xdp", string(ebpf.XDPOff), "ebpf mode forwards packets of known flows between uplinks before the stack has them: native (by the driver), generic (slow, for tries) or off; tc and netfilter do not see such packets")
+	f.StringVar(&o.xdp, "xdp", string(ebpf.XDPOff), "ebpf mode forwards packets of known flows between uplinks before the stack has them: native (by the driver), generic (slow, for testing) or off; tc and netfilter do not see such packets")
 	f.StringSliceVar(&o.xdpInterfaces, "xdp-interfaces", nil, "patterns of uplinks, for --xdp (default: the interfaces of default routes)")
 	f.StringVar(&o.terminate, "terminate-sockets", string(ebpf.TerminateUDP), "connected sockets that ebpf mode ends with an error when their backend is gone: udp, all or none")
 	registerMapSizes(f, &o.sizes, &o.mapMemory)
@@ -112,7 +112,7 @@ func (o *runOptions) register(f *pflag.FlagSet) {
 }
 
 func registerInstance(f *pflag.FlagSet, instance *string) {
-	f.StringVar(instance, "instance", cmp.Or(os.Getenv(instanceVariable), defaultInstance), "name of this agent, for what it owns in the kernel (default $"+instanceVariable+", or nodeproxy)")
+	f.StringVar(instance, "instance", cmp.Or(os.Getenv(instanceVariable), defaultInstance), "instance name; marks what this agent owns in the kernel (default $"+instanceVariable+", or nodeproxy)")
 }
 
 // validate completes what may be left out, and returns what the user has to fix

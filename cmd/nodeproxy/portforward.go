@@ -35,7 +35,7 @@ func newPortForwardCommand() *cobra.Command {
 	var addresses []string
 	cmd := &cobra.Command{
 		Use:   "port-forward svc/NAME|pod/NAME [LOCAL:]PORT[/UDP]...",
-		Short: "Lead local ports to ready endpoints of a Service, or to a Pod",
+		Short: "Forward local ports to a Service or Pod",
 		Long: `Listen on local ports, and lead each connection, or each client of UDP, from this node to a
 ready endpoint of a Service, or to a Pod, until interrupted. For debugging without exposing
 anything: it listens on loopback unless told otherwise. A Service's ports are given by
@@ -67,7 +67,7 @@ number or name, a Pod's by number; LOCAL is the same number unless given, and 0 
 	registerInstance(cmd.Flags(), &f.instance)
 	f.pods.register(cmd.Flags())
 	registerNamespace(cmd, &namespace, &f.instance)
-	cmd.Flags().StringSliceVar(&addresses, "address", []string{"127.0.0.1"}, "addresses to listen on; others than loopback open the endpoint to the network")
+	cmd.Flags().StringSliceVar(&addresses, "address", []string{"127.0.0.1"}, "addresses to listen on; any other than loopback exposes the endpoint to the network")
 	return cmd
 }
 
@@ -196,7 +196,7 @@ the API server does not. Requests by another name than localhost are refused.`,
 	}
 	registerInstance(cmd.Flags(), &f.instance)
 	f.pods.register(cmd.Flags())
-	cmd.Flags().StringVar(&address, "address", "127.0.0.1", "address to listen on; others than loopback open every Service to the network")
+	cmd.Flags().StringVar(&address, "address", "127.0.0.1", "address to listen on; any other than loopback exposes every Service to the network")
 	cmd.Flags().Uint16VarP(&port, "port", "p", 8001, "port to listen on; 0 for any")
 	return cmd
 }

@@ -10,7 +10,7 @@ import (
 func newRootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "nodeproxy",
-		Short: "Lead the addresses of Kubernetes Services to Pods, with iptables or eBPF",
+		Short: "Kubernetes Service proxy, with iptables or eBPF",
 		Long: `nodeproxy is the node agent that replaces kube-proxy: it programs the Linux
 kernel so that ClusterIP, NodePort, external and load-balancer addresses of
 Services lead to Pods, either with iptables chains or with eBPF programs.`,

@@ -29,13 +29,13 @@ var (
 	serviceLabels = []string{"namespace", "service", "port", "protocol", "ip_family"}
 	backendLabels = append(slices.Clone(serviceLabels), "backend")
 
-	descFlows = desc("service_flows_total", "Flows begun, by port of a Service and by whether they got a backend.",
+	descFlows = desc("service_flows_total", "New flows, by Service port and outcome.",
 		append(slices.Clone(serviceLabels), "outcome")...)
 	descServicePackets = desc("service_packets_total", "Packets of translated flows, by port of a Service.",
 		append(slices.Clone(serviceLabels), "direction")...)
 	descServiceBytes = desc("service_bytes_total", "Bytes of these packets, from the IP header on.",
 		append(slices.Clone(serviceLabels), "direction")...)
-	descBackendFlows = desc("backend_flows_total", "Flows begun, by backend of a port of a Service and by whether they could go there.",
+	descBackendFlows = desc("backend_flows_total", "New flows, by backend of a Service port and outcome.",
 		append(slices.Clone(backendLabels), "outcome")...)
 	descBackendPackets = desc("backend_packets_total", "Packets of translated flows, by backend of a port of a Service.",
 		append(slices.Clone(backendLabels), "direction")...)

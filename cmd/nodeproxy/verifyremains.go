@@ -47,7 +47,7 @@ var errRead = fmt.Errorf("the source had nothing complete to list within %s", re
 // make of a source: nobody else knows what the kernel should hold.
 func (a *asking) verifyRemains(cmd *cobra.Command, o *runOptions, noAgent error) ([]view.Difference, error) {
 	if o.source == "" && o.client.Kubeconfig == "" && o.client.Master == "" && !inCluster() {
-		return nil, fmt.Errorf("%w, so nobody knows what the kernel should hold: start it, or give --source file:PATH or --kubeconfig FILE, and the other flags of nodeproxy run", noAgent)
+		return nil, fmt.Errorf("%w, so nothing says what the kernel should hold: start the agent, or pass its --source or --kubeconfig, and its other flags of nodeproxy run", noAgent)
 	}
 	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	if _, err := o.takeConfig(); err != nil {

@@ -31,9 +31,8 @@ func newWatchCommand() *cobra.Command {
 	var f eventFilter
 	cmd := &cobra.Command{
 		Use:   "watch",
-		Short: "Show flows as they are translated, rejected or dropped",
-		Long: `Show what becomes of new flows while it happens, and of packets that are dropped, with the
-reason, until interrupted. In ebpf mode the programs tell it, while somebody watches, up to
+		Short: "Show new flows and dropped packets live, with the reason",
+		Long: `Show new flows and dropped packets live, with the reason, until interrupted. In ebpf mode the programs tell it, while somebody watches, up to
 2,000 events a second; of a socket's call they name the process. In iptables mode translations are conntrack's events, and the rules
 that refuse packets log them, while somebody watches, up to 100 a second each; what is
 beyond that, and all of it where no agent answers, is counted, once a second.`,
@@ -58,9 +57,9 @@ beyond that, and all of it where no agent answers, is counted, once a second.`,
 	}
 	a.register(cmd)
 	registerService(cmd, &f.service)
-	cmd.Flags().StringVar(&f.from, "from", "", "show flows from this address or network alone")
-	cmd.Flags().StringVar(&f.to, "to", "", "show flows to this address or network alone, as dialled or a backend's; ADDRESS:PORT for one port")
-	cmd.Flags().BoolVar(&f.drops, "drops", false, "show what is rejected or dropped alone")
+	cmd.Flags().StringVar(&f.from, "from", "", "show only flows from this address or network")
+	cmd.Flags().StringVar(&f.to, "to", "", "show only flows to this address or network, as dialled or a backend's; ADDRESS:PORT for one port")
+	cmd.Flags().BoolVar(&f.drops, "drops", false, "show only what is rejected or dropped")
 	return cmd
 }
 
