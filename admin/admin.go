@@ -27,7 +27,7 @@ type Status struct {
 	// Forwarding is which way ebpf mode's packets take, and why; empty in iptables mode.
 	Forwarding string `json:"forwarding,omitempty"`
 	// CannotEnd is why sockets in Pods are not ended when their backend is gone, and what
-	// mends that; empty if they are.
+	// fixes that; empty if they are.
 	CannotEnd string `json:"cannotEndSockets,omitempty"`
 	Node      string `json:"node"`
 	Instance  string `json:"instance"`

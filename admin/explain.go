@@ -9,7 +9,7 @@ import (
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
-// Explanation is what would become of a packet on this node, and why.
+// Explanation is what this node would do with a packet, and why.
 type Explanation struct {
 	// Steps tell it one after the other, in the same words in every mode.
 	Steps []string `json:"steps"`
@@ -21,11 +21,11 @@ type Explanation struct {
 	// and Differs how that is not what the agent says.
 	Kernel  *view.Answer `json:"kernel,omitempty"`
 	Differs string       `json:"differs,omitempty"`
-	// Socket is what becomes of a socket's call, where programs at sockets translate.
+	// Socket is what happens to a socket's call, where programs at sockets translate.
 	Socket *SocketAnswer `json:"socket,omitempty"`
 }
 
-// Candidate is a backend that a packet may be led to.
+// Candidate is a backend that a packet may go to.
 type Candidate struct {
 	Address    string `json:"address"`
 	Local      bool   `json:"local"`
@@ -127,7 +127,7 @@ func (e *Explanation) choice(o service.Outcome) {
 	}
 }
 
-// candidate adds a backend that the packet may be led to.
+// candidate adds a backend that the packet may go to.
 func (e *Explanation) candidate(b service.Backend, p service.Packet, masquerade bool, hop Hop) {
 	c := Candidate{Address: b.To(p.Destination.Port()).String(), Local: b.Local, Weight: b.Shares(), Masquerade: masquerade}
 	text := c.Address

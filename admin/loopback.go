@@ -50,7 +50,7 @@ func (o loopbackOutcome) explain(p service.Packet, served Loopback, hop Hop) Exp
 	say := e.say
 	say("%s packet from %s to %s", p.Protocol, from(p.Source), p.Destination)
 	if o.elsewhere {
-		say("loopback is that of whoever sends: of the Pod itself, or of another host; a packet that came in with this destination would be discarded by the kernel, and no Service is asked")
+		say("loopback is the sender's own: of the Pod itself, or of another host; a packet that came in with this destination would be discarded by the kernel, and no Service is asked")
 		return e
 	}
 	if !o.Matched {

@@ -57,7 +57,7 @@ type Kernel interface {
 	Flows(context.Context) ([]view.Flow, error)
 	Affinities(context.Context) ([]view.Affinity, error)
 	Counts(context.Context) ([]view.Count, error)
-	// Explain tells what becomes of the first packet of a flow.
+	// Explain tells what happens to the first packet of a flow.
 	Explain(context.Context, service.Packet) (view.Answer, error)
 }
 

@@ -72,7 +72,7 @@ func (s *site) startAll(ctx context.Context, k Key) (Sample, error) {
 
 // forgetProbes removes the conntrack entries of what was probed while there were
 // no rules. They are not translated, and a connection that gets the port of one
-// within two minutes would fail with it, whoever translates.
+// within two minutes would fail with it, in every mode.
 func (s *site) forgetProbes() error {
 	for _, node := range lab.PlacesOf(lab.Node) {
 		err := s.Do(node.Name, func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })

@@ -229,7 +229,7 @@ static __always_inline enum insert insert_reply(struct work *w, enum reclaim whi
 	return err == 0 ? INSERTED : err == -EEXIST ? INSERT_TAKEN : INSERT_FULL;
 }
 
-/* Inserts the forward half. Whoever loses a race takes the winner's backend. */
+/* Inserts the forward half. The one that loses a race takes the winner's backend. */
 static __always_inline enum insert insert_forward(struct work *w)
 {
 	struct flow *winner;

@@ -27,7 +27,7 @@ MAP(BPF_MAP_TYPE_HASH, addresses, struct addr, __u32, 1024, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, interfaces, __u32, struct interface, 1024, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_ARRAY, services, __u32, struct service, 1024, 0);
 MAP(BPF_MAP_TYPE_ARRAY, node, __u32, struct node, 1, 0);
-/* Nothing here reads it: whoever looks at the maps without the agent does. */
+/* Nothing here reads it: commands without an agent do. */
 MAP(BPF_MAP_TYPE_HASH, names, __u32, struct service_name, 1024, BPF_F_NO_PREALLOC);
 /* By port number, host order; asked once the address is known to be in use. */
 MAP(BPF_MAP_TYPE_ARRAY, ports, __u32, __u32, 65536, 0);

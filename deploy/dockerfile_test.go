@@ -15,7 +15,7 @@ var (
 )
 
 // looseImages are the images that a Dockerfile names neither by digest nor by a build
-// argument which whoever makes a release can give a digest. Stages are no images.
+// argument, to which a release gives a digest. Stages are no images.
 func looseImages(dockerfile string) (out []string) {
 	stages, args, inStage := []string{"scratch"}, []string(nil), false
 	text := strings.ReplaceAll(dockerfile, "\\\n", " ")

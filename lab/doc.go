@@ -12,6 +12,6 @@
 // the addresses.
 //
 // Labs with different names live side by side. Everything that a lab makes
-// has a name that follows from its own, so [Down] finds it all, whoever made
+// has a name that follows from its own, so [Down] finds it all, no matter who made
 // it and however that ended.
 package lab

@@ -165,7 +165,7 @@ func TestConn(t *testing.T) {
 	}
 }
 
-// TestMTU checks that the router tells whoever sends too much, either way,
+// TestMTU checks that the router tells senders of too much, either way,
 // and that nothing is lost: a path that was narrowed carries a long stream.
 func TestMTU(t *testing.T) {
 	l := labtest.Up(t, lab.Options{})

@@ -122,7 +122,7 @@ func socketAddress(sa unix.Sockaddr) netip.AddrPort {
 
 // TestP51OutsideTheCgroup dials from a Pod, but not from its cgroup, as a
 // virtual machine does: no program sees its sockets, the packet path has to do
-// it all. And a proxy in the Pod, led to by REDIRECT, sees the Service.
+// it all. And a proxy in the Pod, sent to by REDIRECT, sees the Service.
 func TestP51OutsideTheCgroup(t *testing.T) {
 	eachEBPF(t, func(t *testing.T, c column) {
 		l := c.up(t, false)

@@ -253,7 +253,7 @@ func (n *refNet) send(f *flows.Flow) error {
 	return fmt.Errorf("reached only %v in %d tries, want all of %v", seen, refTries, f.Expected.Backends)
 }
 
-// hairpinBySocket tells whether an endpoint's socket was led to itself: its
+// hairpinBySocket tells whether an endpoint's socket was sent to itself: its
 // packets never leave it, so nobody needs to masquerade them, see
 // docs/semantics.md.
 func (n *refNet) hairpinBySocket(f *flows.Flow, got refAnswer) bool {

@@ -31,7 +31,7 @@ type Outcome struct {
 	// Blocked means that the source is outside the frontend's ranges.
 	Blocked bool
 	Route   Route // Drop where Blocked
-	// Backends are those that the packet may be led to, if it is translated.
+	// Backends are those that the packet may be sent to, if it is translated.
 	Backends []Backend
 
 	node *NodeFacts

@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// Keeps tells whether a flow from a source that a frontend led to a backend is
+// Keeps tells whether a flow from a source that a frontend sent to a backend is
 // left alone: the endpoint serves, on any node or, where the policy is Local, on
 // this one, and the source may still enter. It is for flows without an end that
 // anybody would see, UDP: what is kept from TCP is a matter of its connections.

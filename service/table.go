@@ -158,7 +158,7 @@ func ParsePortName(text string, p Protocol) PortName {
 	return PortName{Name: Name{Namespace: namespace, Name: name}, Port: port, Protocol: p}
 }
 
-// Backend is an endpoint that new flows are led to.
+// Backend is an endpoint that new flows are sent to.
 type Backend struct {
 	// AddrPort has port 0 where the port that was dialled is kept, as ranges
 	// of ports do.

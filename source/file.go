@@ -30,7 +30,7 @@ const (
 	// was cut short is all there is.
 	standStill = time.Second
 	// startPatience is how long a file that cannot be read holds the others back
-	// at the start, and how long one that never could be read may be mended before
+	// at the start, and how long one that never could be read may be fixed before
 	// the documents in it that can be read count without the others.
 	startPatience = 10 * time.Second
 	// rescan is how often files are looked at without being told to: a link

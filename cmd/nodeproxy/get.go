@@ -253,7 +253,7 @@ func mapRows(uses []ebpf.MapUse) []admin.Map {
 func newGetServicesCommand() *cobra.Command {
 	return listing[view.Frontend]{
 		what: "services", aliases: []string{"service", "svc"}, path: admin.PathServices, read: admin.Kernel.Services,
-		short:   "Show the frontends of Services, and what becomes of packets there",
+		short:   "Show the frontends of Services, and what they do with packets",
 		columns: []string{"SERVICE", "PROTOCOL", "KIND", "ADDRESS", "PORT", "FROM PODS", "FROM THIS NODE", "FROM OUTSIDE", "ONLY SOURCES IN"},
 		wide:    []string{"WHERE"},
 		cells: func(r view.Frontend) []string {
@@ -273,7 +273,7 @@ func newGetServicesCommand() *cobra.Command {
 func newGetBackendsCommand() *cobra.Command {
 	return listing[view.Backend]{
 		what: "backends", aliases: []string{"backend", "endpoints"}, path: admin.PathBackends, read: admin.Kernel.Backends,
-		short:   "Show the backends that new flows are led to",
+		short:   "Show the backends of new flows",
 		columns: []string{"SERVICE", "PROTOCOL", "ADDRESS", "SHARE", "LIST"},
 		wide:    []string{"ON THIS NODE", "WHERE"},
 		cells: func(r view.Backend) []string {

@@ -24,7 +24,7 @@ const (
 	defaultDrainPoll = 5 * time.Second
 )
 
-// handover takes a node over from whoever translated before: from our own
+// handover takes a node over from the one that translated before: from our own
 // other mode, whose open flows go on until they end, or from kube-proxy. The
 // new mode is in place before anything of the old one goes, so that no new
 // connection fails.

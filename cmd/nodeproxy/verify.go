@@ -40,7 +40,7 @@ should hold: give those that the agent had. Nothing is changed then.`,
 				return err
 			}
 			found, err := a.verify(cmd.Context())
-			mend := "nodeproxy verify --repair removes them at once"
+			remedy := "nodeproxy verify --repair removes them at once"
 			if err == nil && o.source != "" {
 				fmt.Fprintln(cmd.ErrOrStderr(), "--source is ignored: an agent runs, and knows what the kernel should hold")
 			}
@@ -48,7 +48,7 @@ should hold: give those that the agent had. Nothing is changed then.`,
 				if repair {
 					return fmt.Errorf("%w, and it is the agent that repairs: start it, and its first sync does", err)
 				}
-				mend = "the first sync of an agent with these flags removes them"
+				remedy = "the first sync of an agent with these flags removes them"
 				found, err = a.verifyRemains(cmd, &o, err)
 			}
 			if err != nil {
@@ -59,7 +59,7 @@ should hold: give those that the agent had. Nothing is changed then.`,
 				return err
 			}
 			if !repair {
-				return fmt.Errorf("%s; %s", numberOf(len(found), "difference"), mend)
+				return fmt.Errorf("%s; %s", numberOf(len(found), "difference"), remedy)
 			}
 			return a.repair(cmd, len(found))
 		},

@@ -12,7 +12,7 @@ import (
 )
 
 // TestPortsInTimeWait has a backend close every connection first, so that each
-// masquerade port is in TIME_WAIT there when its turn comes again. Whoever meets one
+// masquerade port is in TIME_WAIT there when its turn comes again. A flow that meets one
 // is through with the second SYN.
 func TestPortsInTimeWait(t *testing.T) {
 	n := newTestNet(t)

@@ -110,7 +110,7 @@ func removeFiltersOf(l netlink.Link, instance string) error {
 	if ours == 0 || others > 0 {
 		return errors.Join(errs...)
 	}
-	// Whoever made it, an empty clsact does nothing; but one that was there
+	// An empty clsact does nothing; but one that was there
 	// before us cannot be told apart, so only ours-and-now-empty ones go.
 	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
 		LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}

@@ -15,7 +15,7 @@ import (
 // slower and always right. Safe for concurrent use.
 //
 // Two that fill one filter would each take away what the other has put in, and
-// flows would not be found. So whoever does it holds a lock on the directory of
+// flows would not be found. So the one that does it holds a lock on the directory of
 // the maps, which ends with its process.
 type flowFilter struct {
 	maps *bpfMaps

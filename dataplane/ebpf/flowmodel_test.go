@@ -105,7 +105,7 @@ func (s modelState) promote(c party, f faults, add func(modelState)) {
 	add(n)
 }
 
-// dialDirectly is a connection that is no Service's: conntrack has the tuple for whoever
+// dialDirectly is a connection that is no Service's: conntrack has the tuple for the one that
 // is first, and the backend's first answer is a SYN.
 func (s modelState) dialDirectly(f faults, add func(modelState)) {
 	n := s

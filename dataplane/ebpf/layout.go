@@ -10,7 +10,7 @@ import (
 	"github.com/cilium/ebpf/link"
 )
 
-// flowMaps are what a new layout takes over from an old one. Whoever changes
+// flowMaps are what a new layout takes over from an old one. A change of
 // what is in them, but for more at the end, has to rename the map.
 var flowMaps = []string{bpfMapFlows, bpfMapPairs, bpfMapAffinities, bpfMapFragments}
 

@@ -156,7 +156,7 @@ func (j *judged) compare(p service.Packet, want service.Outcome, all bool) error
 		what = map[service.Action]string{service.Translate: "translated", service.Reject: "reject", service.Drop: "drop"}[want.Route.Action]
 	}
 	if all && want.Port != nil && want.Port.Algorithm == service.Maglev && want.Port.AffinityTimeout > 0 {
-		all = false // one client is led to one backend, also once it is forgotten
+		all = false // one client is sent to one backend, also once it is forgotten
 	}
 	left := map[netip.AddrPort]bool{}
 	for _, b := range want.Backends {
@@ -187,7 +187,7 @@ func (j *judged) compare(p service.Packet, want service.Outcome, all bool) error
 		}
 		i := slices.IndexFunc(want.Backends, func(b service.Backend) bool { return b.To(p.Destination.Port()) == got.to })
 		if i < 0 {
-			return fmt.Errorf("led to %v, not one of %v", got.to, want.Backends)
+			return fmt.Errorf("sent to %v, not one of %v", got.to, want.Backends)
 		}
 		delete(left, got.to)
 		if err := j.checkSource(p, got, want.Masquerade(p, want.Backends[i])); err != nil {

@@ -33,7 +33,7 @@ func TestP20Fragments(t *testing.T) {
 	}
 }
 
-// giveAway has Pod a send the same to whoever connects to its port 8080.
+// giveAway has Pod a send the same to all that connect to its port 8080.
 func (n *testNet) giveAway(t *testing.T, want []byte) {
 	t.Helper()
 	for f := range 2 {

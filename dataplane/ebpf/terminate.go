@@ -165,7 +165,7 @@ func (r *diagRequest) Serialize() []byte {
 	return b.Bytes()
 }
 
-// destroy ends a socket of the thread's namespace: whoever uses it is told
+// destroy ends a socket of the thread's namespace: the process that uses it is told
 // ECONNABORTED. It is no error if it has ended by itself.
 func destroy(g bpfGone) error {
 	r := &diagRequest{Family: unix.AF_INET6, Protocol: byte(g.Proto), States: ^uint32(0),

@@ -43,7 +43,7 @@ func (f *changedFrontend) at() at { return at{f.protocol, netip.AddrPortFrom(f.A
 
 // expectStale collects the UDP frontends of Services, before and after a change,
 // and those of TCP that translate for the first time. What a UDP frontend that
-// is gone led to is stale, whatever it was.
+// is gone sent to is stale, whatever it was.
 func expectStale(family service.Family, facts *service.NodeFacts, before, after []*service.Resolved) *staleFlows {
 	u := &staleFlows{facts: facts, addresses: map[at]changedFrontend{}, ports: map[at]changedFrontend{}}
 	open := map[at]bool{}

@@ -251,7 +251,7 @@ func TestParseSaveIgnoresWhatIsNotOurs(t *testing.T) {
 	}
 }
 
-// The kernel's generation must tell when rules change, whoever changes them,
+// The kernel's generation must tell when rules change, no matter who changes them,
 // and stand still otherwise: on that rests that nothing is read back in vain.
 func TestGenerationChangesWithRules(t *testing.T) {
 	nettest.Enter(t)

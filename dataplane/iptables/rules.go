@@ -52,7 +52,7 @@ func fromPod(d service.PodDetector, not bool) string {
 const fromNode = " -m addrtype --src-type LOCAL"
 
 // hairpin matches packets whose source and destination address are the same,
-// which after DNAT is a backend that was led to itself. It is one rule for any
+// which after DNAT is a backend that was sent to itself. It is one rule for any
 // number of backends, in classic BPF over the network header (see
 // iptables-extensions(8), "bpf"): no other match compares two fields.
 func hairpin(f service.Family) string {

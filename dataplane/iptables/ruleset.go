@@ -168,7 +168,7 @@ func (r *ruleset) flush() delta {
 	r.filter.put(chainHealth, r.healthRules())
 	r.nat.put(chainServices, append(append(r.nat.addresses.entrance(), r.nodePorts(r.nat.ports, chainNodePorts)...), r.probeNAT()))
 	r.nat.put(chainNodePorts, nonNil(r.nat.ports.entrance()))
-	newFlows := []string{" -m conntrack --ctstate DNAT -j RETURN"} // led to a backend that is on this node
+	newFlows := []string{" -m conntrack --ctstate DNAT -j RETURN"} // sent to a backend that is on this node
 	newFlows = append(newFlows, r.filter.addresses.entrance()...)
 	newFlows = append(newFlows, r.nodePorts(r.filter.ports, chainClosedPorts)...)
 	newFlows = append(newFlows, r.probeFilter())

@@ -1,5 +1,5 @@
 // Package view is what a mode shows of its state in the kernel: rows that are
-// alike in every mode, whoever reads them, the agent or a command beside the
+// alike in every mode, no matter who reads them, the agent or a command beside the
 // remains of one.
 package view
 
@@ -24,7 +24,7 @@ type Frontend struct {
 	LastPort uint16 `json:"lastPort,omitempty"` // of a range of ports
 	// SourceRanges are the only sources that are let in, as CIDRs; all if there are none.
 	SourceRanges []string `json:"sourceRanges,omitempty"`
-	// What becomes of packets of a Pod, of this node, of others, as far as they are let
+	// What happens to packets of a Pod, of this node, of others, as far as they are let
 	// in; see Words.
 	Pod     string `json:"fromPod"`
 	Node    string `json:"fromNode"`
@@ -44,7 +44,7 @@ func Ranges(list []netip.Prefix) (out []string) {
 	return out
 }
 
-// Words say what becomes of new flows, for a Frontend.
+// Words say what happens to new flows, for a Frontend.
 func Words(action service.Action, backends int, masquerade bool) string {
 	if action != service.Translate {
 		return action.String()
@@ -56,7 +56,7 @@ func Words(action service.Action, backends int, masquerade bool) string {
 	return text
 }
 
-// Backend is an endpoint that new flows of a Service are led to.
+// Backend is an endpoint that new flows of a Service are sent to.
 type Backend struct {
 	Service  string `json:"service"`
 	Protocol string `json:"protocol"`
@@ -88,7 +88,7 @@ type Flow struct {
 	Bytes   *[2]uint64 `json:"bytes,omitempty"`
 }
 
-// Affinity is a client that is led to the backend it had.
+// Affinity is a client that is sent to the backend it had.
 type Affinity struct {
 	Service  string     `json:"service"`
 	Protocol string     `json:"protocol"`
