@@ -120,7 +120,7 @@ capabilities: {drop: [ALL]}
 
 {{- define "nodeproxy.profileVolume" -}}
 - name: seccomp  # where the kubelet looks for profiles
-  hostPath: {path: {{ .Values.kubeletDir }}/seccomp, type: DirectoryOrCreate}
+  hostPath: {path: {{ .Values.kubeletDir | default "/var/lib/kubelet" }}/seccomp, type: DirectoryOrCreate}
 {{- end -}}
 
 {{- /* What Pods of every DaemonSet here have alike: where they run, and as whom. */}}
