@@ -21,7 +21,7 @@ import (
 //  1. Nothing of the agent writes to maps from here on.
 //  2. The new maps are pinned in "maps_next", those that stay there as well, and filled.
 //  3. "maps_next" and "maps" change their names in one step: from now on an agent that
-//     starts, or whoever reads, finds the new ones, which are complete.
+//     starts, and a command that reads, finds the new ones, which are complete.
 //  4. The links get the new programs, each in one step.
 //  5. What the old programs wrote to old maps since 2 is added to the new ones.
 //

@@ -8,7 +8,7 @@ import (
 )
 
 // RulesGeneration returns a number that changes with every change of nftables rules in
-// the calling thread's network namespace, whoever makes it, and whether the kernel has
+// the calling thread's network namespace, by any program, and whether the kernel has
 // one. Reading tens of thousands of rules back takes a second; asking whether that is
 // needed takes microseconds. The older tables of iptables have no such number.
 func RulesGeneration() (uint32, bool) {
