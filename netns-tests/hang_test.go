@@ -13,12 +13,13 @@ import (
 	"time"
 
 	"github.com/nodeproxy/nodeproxy/admin"
+	"github.com/nodeproxy/nodeproxy/lab"
 	"github.com/nodeproxy/nodeproxy/lab/labtest"
 )
 
-// hangingPath returns a PATH in which iptables-restore waits for ever while a
-// file is there.
-func hangingPath(t *testing.T, hang string) string {
+// hangingPath returns a PATH in which a command of iptables ("-restore", or "" for
+// iptables itself) waits for ever while a file is there.
+func hangingPath(t *testing.T, hang, hanging string) string {
 	t.Helper()
 	dir := t.TempDir()
 	for _, name := range []string{"iptables", "ip6tables"} {
@@ -29,7 +30,7 @@ func hangingPath(t *testing.T, hang string) string {
 				t.Fatal(err)
 			}
 			text := fmt.Sprintf("#!/bin/sh\nexec %s \"$@\"\n", real)
-			if verb == "-restore" {
+			if verb == hanging {
 				text = fmt.Sprintf("#!/bin/sh\nwhile [ -e %s ]; do sleep 0.1; done\nexec %s \"$@\"\n", hang, real)
 			}
 			if err := os.WriteFile(filepath.Join(dir, program), []byte(text), 0o755); err != nil {
@@ -57,7 +58,7 @@ func TestHangingCommandStopsNothingElse(t *testing.T) {
 	}
 	hang := filepath.Join(t.TempDir(), "hang")
 	cmd := l.Command(t.Context(), "node-a", agent.Argv...)
-	cmd.Env = append(os.Environ(), hangingPath(t, hang))
+	cmd.Env = append(os.Environ(), hangingPath(t, hang, "-restore"))
 	var log safeBuffer
 	cmd.Stderr = &log
 	if err := cmd.Start(); err != nil {
@@ -87,6 +88,53 @@ func TestHangingCommandStopsNothingElse(t *testing.T) {
 		}
 		return nil
 	})
+	endsSoon(t, cmd, ended, &log, hang)
+}
+
+// The same of the iptables that ebpf mode asks about FORWARD, which somebody else has
+// begun to use.
+func TestHangingCommandStopsNothingElseInEBPFMode(t *testing.T) {
+	labtest.RequireRoot(t)
+	t.Parallel()
+	l := columns[2].up(t, false)
+	apply(t, l, find("web"))
+	startAgents(t, l)
+	agent, _, err := l.Agent("node-a")
+	must(t, err)
+	must(t, l.StopAgent("node-a"))
+	hang := filepath.Join(t.TempDir(), "hang")
+	cmd := l.Command(t.Context(), "node-a", agent.Argv...)
+	cmd.Env = append(os.Environ(), hangingPath(t, hang, ""))
+	var log safeBuffer
+	cmd.Stderr = &log
+	must(t, cmd.Start())
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	eventually(t, patience, log.has("msg=synced"))
+	must(t, os.WriteFile(hang, nil, 0o644))
+	inPlace(t, l, "node-a", "iptables-nft", "-A", "FORWARD", "-s", "192.0.2.1", "-j", "DROP")
+	eventually(t, patience, func() error {
+		if processesWith(filepath.Dir(filepath.Dir(hang))) == "" {
+			return errors.New("no iptables hangs")
+		}
+		return nil
+	})
+	apply(t, l, find("single"))
+	for range 5 {
+		begun := time.Now()
+		var s admin.Status
+		if err := admin.Get(t.Context(), admin.Socket(l.Netns("node-a")), "/v1/status", nil, &s); err != nil || time.Since(begun) > 4*time.Second {
+			t.Errorf("status took %v: %v", time.Since(begun), err)
+		}
+	}
+	eventually(t, 3*patience, func() error { return onNode(t, l, "single node-a", "pod-a1") }) // the hanging one is ended
+	inPlace(t, l, "node-a", "iptables-nft", "-A", "FORWARD", "-s", "192.0.2.2", "-j", "DROP")
+	endsSoon(t, cmd, ended, &log, hang)
+}
+
+// endsSoon has an agent end that waits for a command which hangs.
+func endsSoon(t *testing.T, cmd *lab.Cmd, ended <-chan error, log *safeBuffer, hang string) {
+	t.Helper()
 	begun := time.Now()
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)

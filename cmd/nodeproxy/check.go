@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -38,7 +39,7 @@ chains of other programs. The exit status is 0 if ebpf mode works here.`,
 			if err := requireRoot("nodeproxy check"); err != nil {
 				return err
 			}
-			return check(cmd.OutOrStdout(), cgroup, output)
+			return check(cmd.Context(), cmd.OutOrStdout(), cgroup, output)
 		},
 	}
 	cmd.Flags().StringVar(&cgroup, "cgroup", "", "cgroup v2 directory that the agent is to be given (default: the root)")
@@ -46,7 +47,7 @@ chains of other programs. The exit status is 0 if ebpf mode works here.`,
 	return cmd
 }
 
-func check(w io.Writer, cgroup, output string) error {
+func check(ctx context.Context, w io.Writer, cgroup, output string) error {
 	var features []feature
 	ready := true
 	probed := append(ebpf.Probe(), ebpf.ProbeCgroup(cgroup))
@@ -54,7 +55,7 @@ func check(w io.Writer, cgroup, output string) error {
 		features = append(features, featureOf(f))
 		ready = ready && (f.Present || !f.Required)
 	}
-	way, err := ebpf.ProbeWay(ebpf.ForwardingAuto)
+	way, err := ebpf.ProbeWay(ctx, ebpf.ForwardingAuto)
 	if err != nil {
 		return fmt.Errorf("which way packets take: %w", err)
 	}

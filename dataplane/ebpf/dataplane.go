@@ -43,17 +43,18 @@ type Dataplane struct {
 	settling sync.Mutex // of what follows
 	settled  time.Time  // when flows were last taken into the counters for Counts
 
+	accepting sync.Mutex // of what follows; it is held while commands run
+	accepted  acceptance
+
 	close  sync.Once
 	closed error // what closing came to
 
 	mu         sync.Mutex // of what follows
 	planner    *planner
-	unsure     bool            // the last Sync failed: the mirror may be wrong
-	synced     bool            // some Sync did not fail: there is a mirror
-	way        Way             // that packets take
-	othersNAT  bool            // another program translates what leaves the node
-	older      [2]*filterTable // as last read
-	accepted   acceptance
+	unsure     bool // the last Sync failed: the mirror may be wrong
+	synced     bool // some Sync did not fail: there is a mirror
+	way        Way  // that packets take
+	othersNAT  bool // another program translates what leaves the node
 	cgroupGone bool // and it was said
 	waiting    bool // to attach, until the maps are filled: another layout's programs work meanwhile
 }
@@ -210,7 +211,7 @@ func (d *Dataplane) upgrade(ctx context.Context, table *service.Table) error {
 		return err
 	}
 	d.waiting = false
-	writes, _, err := d.planFull(ctx, table) // without passing on what is not known
+	writes, _, err := d.planFull(ctx, table, nil) // without passing on what is not known
 	if err != nil {
 		return err
 	}
@@ -309,11 +310,20 @@ func (d *Dataplane) Sync(ctx context.Context, table *service.Table, changed []se
 // had first, and returns their sizes: what is served goes on meanwhile.
 func (d *Dataplane) sync(ctx context.Context, table *service.Table, changed []service.Name) (larger *Sizes, err error) {
 	d.mu.Lock()
+	full := changed == nil || d.unsure
+	d.mu.Unlock()
+	var others *others
+	if full {
+		if others, err = d.lookAround(ctx); err != nil {
+			return nil, fmt.Errorf("ebpf: sync: %w", err)
+		}
+	}
+	d.mu.Lock()
 	defer d.mu.Unlock()
 	var writes []write
 	var drifted uint64
-	if changed == nil || d.unsure {
-		writes, drifted, err = d.planFull(ctx, table)
+	if full || d.unsure {
+		writes, drifted, err = d.planFull(ctx, table, others)
 	} else {
 		writes, err = d.planner.planChanged(table, changed)
 	}
@@ -347,8 +357,8 @@ func (d *Dataplane) sync(ctx context.Context, table *service.Table, changed []se
 }
 
 // planFull reads the kernel and plans the way from there. It also returns how
-// many differences somebody else had made.
-func (d *Dataplane) planFull(ctx context.Context, table *service.Table) ([]write, uint64, error) {
+// many differences somebody else had made. others is what [Dataplane.lookAround] found.
+func (d *Dataplane) planFull(ctx context.Context, table *service.Table, others *others) ([]write, uint64, error) {
 	is, err := d.read()
 	if err != nil {
 		return nil, 0, err
@@ -364,14 +374,8 @@ func (d *Dataplane) planFull(ctx context.Context, table *service.Table) ([]write
 				d.o.Logger.Warn("interfaces", "error", err)
 			}
 		}
-		if _, err := d.lookForWay(); err != nil {
+		if _, err := d.lookForWay(others); err != nil {
 			return err
-		}
-		if d.features.conntrack {
-			// Without it Services work, but for hosts that drop what is forwarded.
-			if err := d.accepted.ensure(d.older); err != nil {
-				d.o.Logger.Warn("netfilter", "error", err)
-			}
 		}
 		writes, err = d.planner.planAll(ctx, table, primaryAddresses(), d.modes())
 		return err

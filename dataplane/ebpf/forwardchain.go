@@ -1,15 +1,18 @@
 package ebpf
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 
+	"github.com/nodeproxy/nodeproxy/dataplane/command"
 	"github.com/nodeproxy/nodeproxy/dataplane/netevents"
 )
 
@@ -35,6 +38,9 @@ var acceptRules = []string{
 	"-m conntrack --ctstate DNAT -m conntrack --ctstate SNAT -j ACCEPT",
 	"-i lo -m conntrack --ctstate DNAT -j ACCEPT",
 }
+
+// toolLimit is how long one command may take, half of it for the lock of its rules.
+const toolLimit = 10 * time.Second
 
 // tool is one iptables command.
 type tool struct {
@@ -117,8 +123,8 @@ func (f *filterTable) behindJudges() int {
 }
 
 // read lists the table.
-func (t tool) read() (*filterTable, error) {
-	out, err := run(commandLimit, "", t.name, "-w", "5", "-t", "filter", "-S")
+func (t tool) read(ctx context.Context) (*filterTable, error) {
+	out, err := command.Run(ctx, toolLimit, nil, t.name, "-w", "5", "-t", "filter", "-S")
 	if err != nil {
 		return nil, err
 	}
@@ -130,8 +136,8 @@ func (t tool) read() (*filterTable, error) {
 }
 
 // write changes the table, in one step.
-func (t tool) write(lines ...string) error {
-	_, err := run(commandLimit, "*filter\n"+strings.Join(lines, "\n")+"\nCOMMIT\n", t.name+"-restore", "-w", "5", "--noflush")
+func (t tool) write(ctx context.Context, lines ...string) error {
+	_, err := command.Run(ctx, toolLimit, []byte("*filter\n"+strings.Join(lines, "\n")+"\nCOMMIT\n"), t.name+"-restore", "-w", "5", "--noflush")
 	return err
 }
 
@@ -145,7 +151,7 @@ type acceptance struct {
 
 // ensure adds what is missing. older are the older tables filter, by family, where
 // they have just been read.
-func (a *acceptance) ensure(older [2]*filterTable) error {
+func (a *acceptance) ensure(ctx context.Context, older [2]*filterTable) error {
 	generation, known := netevents.RulesGeneration()
 	wanted, err := forwardTools()
 	if err != nil {
@@ -156,12 +162,12 @@ func (a *acceptance) ensure(older [2]*filterTable) error {
 	for _, t := range wanted {
 		switch {
 		case t.legacy:
-			_, err = t.accept(older[t.family])
+			_, err = t.accept(ctx, older[t.family])
 		case known && a.complete && a.generation == generation:
 			continue
 		default:
 			var added bool
-			added, err = t.accept(nil)
+			added, err = t.accept(ctx, nil)
 			complete = complete && !added && err == nil
 		}
 		if err != nil {
@@ -174,9 +180,9 @@ func (a *acceptance) ensure(older [2]*filterTable) error {
 
 // accept adds what is missing to the table, which is read if it is nil. A command that
 // the machine does not have is no error.
-func (t tool) accept(is *filterTable) (added bool, err error) {
+func (t tool) accept(ctx context.Context, is *filterTable) (added bool, err error) {
 	if is == nil {
-		is, err = t.read()
+		is, err = t.read(ctx)
 		if errors.Is(err, exec.ErrNotFound) {
 			return false, nil
 		}
@@ -194,26 +200,26 @@ func (t tool) accept(is *filterTable) (added bool, err error) {
 	if !slices.Contains(is.rules["FORWARD"], acceptJump) {
 		lines = append(lines, fmt.Sprintf("-I FORWARD %d %s", is.behindJudges(), acceptJump))
 	}
-	return true, t.write(lines...)
+	return true, t.write(ctx, lines...)
 }
 
 // removeAccepted takes our chain away again, wherever it is.
-func removeAccepted() error {
+func removeAccepted(ctx context.Context) error {
 	there, err := forwardTools()
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, t := range there {
-		if err := t.remove(); err != nil {
+		if err := t.remove(ctx); err != nil {
 			errs = append(errs, fmt.Errorf("remove chain %s: %w", acceptChain, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (t tool) remove() error {
-	is, err := t.read()
+func (t tool) remove(ctx context.Context) error {
+	is, err := t.read(ctx)
 	if errors.Is(err, exec.ErrNotFound) {
 		return nil
 	}
@@ -232,5 +238,5 @@ func (t tool) remove() error {
 	if len(lines) == 0 {
 		return nil
 	}
-	return t.write(lines...)
+	return t.write(ctx, lines...)
 }

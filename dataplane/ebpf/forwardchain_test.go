@@ -52,8 +52,8 @@ func TestAcceptedInForward(t *testing.T) {
 		}
 		var a acceptance
 		ensure := func() error {
-			o, err := lookForOthers()
-			return errors.Join(err, a.ensure(o.older))
+			o, err := lookForOthers(t.Context())
+			return errors.Join(err, a.ensure(t.Context(), o.older))
 		}
 		for range 2 { // the second finds everything
 			if err := ensure(); err != nil {
@@ -81,18 +81,18 @@ func TestAcceptedInForward(t *testing.T) {
 				}
 			}
 		}
-		o, err := lookForOthers()
+		o, err := lookForOthers(t.Context())
 		if err != nil {
 			return err
 		}
 		t.Setenv("PATH", bare+":"+path)
-		if err := a.ensure(o.older); err != nil {
+		if err := a.ensure(t.Context(), o.older); err != nil {
 			t.Errorf("nothing changed, and commands were run: %v", err)
 		}
 		if err := runHere("nft add rule ip filter judge ip saddr 9.9.9.9 drop"); err != nil {
 			return err
 		}
-		if err := a.ensure(o.older); err == nil || !strings.Contains(err.Error(), "iptables-nft: exit status 1: broken") {
+		if err := a.ensure(t.Context(), o.older); err == nil || !strings.Contains(err.Error(), "iptables-nft: exit status 1: broken") {
 			t.Errorf("after a change: %v", err)
 		}
 		t.Setenv("PATH", path)
@@ -100,7 +100,7 @@ func TestAcceptedInForward(t *testing.T) {
 			return err
 		}
 		for range 2 { // the second finds nothing
-			if err := removeAccepted(); err != nil {
+			if err := removeAccepted(t.Context()); err != nil {
 				return err
 			}
 		}

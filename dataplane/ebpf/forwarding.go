@@ -66,8 +66,8 @@ func summary(names []string) string {
 
 // ProbeWay finds out which way packets would take in the calling thread's network
 // namespace as it is now. It changes nothing.
-func ProbeWay(asked Forwarding) (Way, error) {
-	o, err := lookForOthers()
+func ProbeWay(ctx context.Context, asked Forwarding) (Way, error) {
+	o, err := lookForOthers(ctx)
 	if err != nil {
 		return Way{}, err
 	}
@@ -86,11 +86,39 @@ func (d *Dataplane) Way() Way {
 	return Way{}
 }
 
-// lookForWay looks at netfilter, chooses the way, and puts our hooks back if somebody
-// took them away. It runs in the node's network namespace with d.mu held, and reports
-// whether something is different. The programs follow with the next write of the
-// node's facts.
-func (d *Dataplane) lookForWay() (changed bool, err error) {
+// lookAround looks for what others have in netfilter, and has Service flows accepted there.
+// Its commands may take long: it runs without d.mu, so that nobody waits who asks how the
+// agent is. nil where nothing of netfilter matters.
+func (d *Dataplane) lookAround(ctx context.Context) (*others, error) {
+	if !d.features.conntrack {
+		return nil, nil
+	}
+	var o others
+	err := d.inNamespace(func() (err error) {
+		if o, err = lookForOthers(ctx); err != nil {
+			return err
+		}
+		// Without it Services work, but for hosts that drop what is forwarded.
+		if err := d.accept(ctx, &o); err != nil {
+			d.o.Logger.Warn("netfilter", "error", err)
+		}
+		return nil
+	})
+	return &o, err
+}
+
+// accept has Service flows accepted where o was found. It runs commands.
+func (d *Dataplane) accept(ctx context.Context, o *others) error {
+	d.accepting.Lock()
+	defer d.accepting.Unlock()
+	return d.accepted.ensure(ctx, o.older)
+}
+
+// lookForWay chooses the way by what [Dataplane.lookAround] has found, and puts our hooks
+// back if somebody took them away. With nil the way stays. It runs in the node's network
+// namespace with d.mu held, and reports whether something is different. The programs
+// follow with the next write of the node's facts.
+func (d *Dataplane) lookForWay(o *others) (changed bool, err error) {
 	if !d.features.conntrack {
 		d.setWay(Way{ForwardingFast, "the kernel lacks " + conntrackFunctions})
 		return false, nil
@@ -103,13 +131,12 @@ func (d *Dataplane) lookForWay() (changed bool, err error) {
 		d.drift.Add(1)
 		d.o.Logger.Warn("another program removed our nftables table; it is there again", "table", hooksTable(d.o.Instance))
 	}
-	o, err := lookForOthers()
-	if err != nil {
-		return repaired, err
+	if o == nil {
+		return repaired, nil
 	}
 	was, nat := d.way, d.othersNAT
 	d.setWay(chooseWay(d.o.Forwarding, o.chains))
-	d.othersNAT, d.older = o.nat, o.older
+	d.othersNAT = o.nat
 	if was != d.way {
 		d.o.Logger.Info("forwarding", "way", string(d.way.Forwarding), "reason", d.way.Reason)
 	}
@@ -144,35 +171,50 @@ func (d *Dataplane) followNetfilter(ctx context.Context, changes *nl.NetlinkSock
 			return
 		case <-time.After(netfilterPause):
 		}
-		d.mu.Lock()
-		if err := d.followWay(); err != nil {
+		if err := d.followWay(ctx); err != nil && ctx.Err() == nil {
 			d.o.Logger.Warn("look at netfilter", "error", err)
 		}
-		d.mu.Unlock()
 	}
 }
 
 // netfilterPause is how long changes of nf_tables are gathered.
 const netfilterPause = 50 * time.Millisecond
 
-// followWay has the programs take the way that is right now.
-func (d *Dataplane) followWay() error {
-	if !d.synced || d.unsure {
-		return nil // a full sync is to come
+// followWay has the programs take the way that is right now. Like
+// [Dataplane.lookAround] it runs commands without d.mu.
+func (d *Dataplane) followWay(ctx context.Context) error {
+	o, err := lookForOthers(ctx)
+	if err != nil {
+		return err
 	}
-	changed, err := d.lookForWay()
+	changed, err := d.takeWay(&o)
 	if err != nil || !changed {
 		return err
+	}
+	return d.accept(ctx, &o)
+}
+
+// takeWay tells the programs the way that is right by what was found, and reports
+// whether something is different.
+func (d *Dataplane) takeWay(o *others) (bool, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.synced || d.unsure {
+		return false, nil // a full sync is to come
+	}
+	changed, err := d.lookForWay(o)
+	if err != nil || !changed {
+		return false, err
 	}
 	node := &d.planner.kernel.node
 	flags := bpfNodeFlag(node.Flags)&^(bpfNodeFlagNODE_STACK|bpfNodeFlagNODE_PASS_UNKNOWN|bpfNodeFlagNODE_OTHERS_NAT) | d.modes()
 	if node.Flags != uint32(flags) {
 		node.Flags = uint32(flags)
 		if err := d.objs.Node.Put(uint32(0), *node); err != nil {
-			return fmt.Errorf("map %s: %w", bpfMapNode, err)
+			return true, fmt.Errorf("map %s: %w", bpfMapNode, err)
 		}
 	}
-	return d.accepted.ensure(d.older)
+	return true, nil
 }
 
 // modes are the flags of the node's facts that follow from how the mode is run.

@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -13,6 +14,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"github.com/nodeproxy/nodeproxy/dataplane/command"
 )
 
 // The stack way needs two things of netfilter in the node's namespace: the hooks of
@@ -221,11 +224,11 @@ type others struct {
 }
 
 // lookForOthers looks into nf_tables and the older tables of iptables.
-func lookForOthers() (o others, err error) {
+func lookForOthers(ctx context.Context) (o others, err error) {
 	if err := o.addNFT(); err != nil {
 		return o, err
 	}
-	return o, o.addLegacy()
+	return o, o.addLegacy(ctx)
 }
 
 func (o *others) addNFT() error {
@@ -289,7 +292,7 @@ var legacyTables = [2][2]string{
 	{"/proc/thread-self/net/ip6_tables_names", "ip6tables-legacy-save"},
 }
 
-func (o *others) addLegacy() error {
+func (o *others) addLegacy(ctx context.Context) error {
 	for f, family := range legacyTables {
 		tables, err := os.ReadFile(family[0])
 		if errors.Is(err, fs.ErrNotExist) || err == nil && len(tables) == 0 {
@@ -298,7 +301,7 @@ func (o *others) addLegacy() error {
 		if err != nil {
 			return fmt.Errorf("legacy iptables tables: %w", err)
 		}
-		out, err := run(commandLimit, "", family[1])
+		out, err := command.Run(ctx, toolLimit, nil, family[1])
 		if errors.Is(err, exec.ErrNotFound) {
 			// What cannot be read may be anything.
 			o.chains = append(o.chains, "legacy tables "+strings.Join(strings.Fields(string(tables)), ", "))

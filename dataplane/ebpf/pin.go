@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -162,7 +163,7 @@ func Cleanup(o Options) error {
 			errs = append(errs, fmt.Errorf("pins: %w", err))
 		}
 	}
-	errs = append(errs, os.RemoveAll(p.root), removeAccepted(), removeHooks(o.Instance))
+	errs = append(errs, os.RemoveAll(p.root), removeAccepted(context.Background()), removeHooks(o.Instance))
 	if err := os.Remove(o.PinRoot); err != nil && !errors.Is(err, os.ErrNotExist) &&
 		!errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EBUSY) {
 		errs = append(errs, fmt.Errorf("pins: %w", err))

@@ -12,6 +12,7 @@ import (
 
 	"github.com/coreos/go-iptables/iptables"
 
+	"github.com/nodeproxy/nodeproxy/dataplane/command"
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
@@ -49,7 +50,7 @@ func newKernel(ctx context.Context, b Backend, f service.Family) (*kernel, error
 		return nil, fmt.Errorf("find %s: %w (install the iptables package)", name, err)
 	}
 	// The library knows no deadline: a command that hangs is met here.
-	if _, err := run(ctx, commandLimit, nil, path, "--version"); err != nil {
+	if _, err := command.Run(ctx, commandLimit, nil, path, "--version"); err != nil {
 		return nil, fmt.Errorf("probe %s: %w", name, err)
 	}
 	probed, err := iptables.New(iptables.IPFamily(protocol), iptables.Path(path))
@@ -71,7 +72,7 @@ func (k *kernel) String() string {
 // restoreInput applies one transaction, leaving alone what it does not name.
 func (k *kernel) restoreInput(ctx context.Context, input []byte) error {
 	k.writes++
-	_, err := run(ctx, k.limit, input, k.restore, k.restoreArgs()...)
+	_, err := command.Run(ctx, k.limit, input, k.restore, k.restoreArgs()...)
 	return err
 }
 
@@ -85,7 +86,7 @@ func (k *kernel) restoreArgs() []string {
 
 // saveTable returns what iptables-save prints of a table.
 func (k *kernel) saveTable(ctx context.Context, table string, options ...string) ([]byte, error) {
-	out, err := run(ctx, k.limit, nil, k.save, append([]string{"-t", table}, options...)...)
+	out, err := command.Run(ctx, k.limit, nil, k.save, append([]string{"-t", table}, options...)...)
 	if err != nil {
 		return nil, fmt.Errorf("read table %s: %w", table, err)
 	}
@@ -213,7 +214,7 @@ func Detect(ctx context.Context) (Backend, error) {
 }
 
 func defaultBackend(ctx context.Context) (Backend, error) {
-	out, err := run(ctx, commandLimit, nil, "iptables", "--version")
+	out, err := command.Run(ctx, commandLimit, nil, "iptables", "--version")
 	if err != nil {
 		return "", fmt.Errorf("%w (install the iptables package)", err)
 	}

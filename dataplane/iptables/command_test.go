@@ -2,15 +2,12 @@ package iptables
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
-	"syscall"
 	"testing"
 	"time"
 
+	"github.com/nodeproxy/nodeproxy/dataplane/command"
 	"github.com/nodeproxy/nodeproxy/internal/nettest"
 	"github.com/nodeproxy/nodeproxy/internal/synth"
 	"github.com/nodeproxy/nodeproxy/service"
@@ -26,40 +23,6 @@ func script(t *testing.T, text string) string {
 	return path
 }
 
-// A command that hangs is killed with what it started, also if that holds its
-// output open.
-func TestCommandThatHangsIsKilled(t *testing.T) {
-	pid := filepath.Join(t.TempDir(), "pid")
-	path := script(t, "sleep 1000 & echo $! > "+pid+"; wait")
-	begun := time.Now()
-	_, err := run(t.Context(), 200*time.Millisecond, nil, path)
-	if !errors.Is(err, errTooLong) || !strings.HasPrefix(err.Error(), "iptables-nft-restore, in 200ms") {
-		t.Errorf("error %v, want %v, with the command's name", err, errTooLong)
-	}
-	if took := time.Since(begun); took > 5*time.Second {
-		t.Errorf("took %v", took)
-	}
-	text, err := os.ReadFile(pid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	child, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for deadline := time.Now().Add(5 * time.Second); runs(child); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("its child still runs")
-		}
-	}
-}
-
-// runs reports whether a process is there and is no zombie.
-func runs(pid int) bool {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	return err == nil && !strings.Contains(string(stat), ") Z ") && !errors.Is(syscall.Kill(pid, 0), syscall.ESRCH)
-}
-
 // A write that hangs fails the sync, and the next one succeeds.
 func TestHangingRestoreFailsOneSync(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b Backend) {
@@ -69,8 +32,8 @@ func TestHangingRestoreFailsOneSync(t *testing.T) {
 		k := d.families[service.IPv4].kernel
 		restore := k.restore
 		k.restore, k.limit = script(t, "sleep 1000"), 200*time.Millisecond
-		if err := d.Sync(t.Context(), r.Table(), nil); !errors.Is(err, errTooLong) {
-			t.Fatalf("error %v, want %v", err, errTooLong)
+		if err := d.Sync(t.Context(), r.Table(), nil); !errors.Is(err, command.ErrTooLong) {
+			t.Fatalf("error %v, want %v", err, command.ErrTooLong)
 		}
 		k.restore, k.limit = restore, commandLimit
 		d.mustSync(t, r.Table(), nil)

@@ -24,6 +24,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nodeproxy/nodeproxy/dataplane/command"
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
@@ -135,7 +136,7 @@ func tcpBeLiberal() bool {
 func (d *Dataplane) Sync(ctx context.Context, table *service.Table, changed []service.Name) error {
 	d.warnUnsupported(table, changed)
 	err := d.syncFamilies(ctx, d.admitted(table), changed)
-	if err == nil || ctx.Err() != nil || errors.Is(err, errTooLong) {
+	if err == nil || ctx.Err() != nil || errors.Is(err, command.ErrTooLong) {
 		return err
 	}
 	if !d.isolate(ctx, d.admitted(table), changed) {

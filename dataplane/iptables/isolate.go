@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nodeproxy/nodeproxy/dataplane/command"
 	"github.com/nodeproxy/nodeproxy/service"
 )
 
@@ -83,7 +84,7 @@ func culprits(names []service.Name, try func([]service.Name) error, tell func(se
 	}
 	err := try(names)
 	switch {
-	case err == nil || errors.Is(err, context.Canceled) || errors.Is(err, errTooLong):
+	case err == nil || errors.Is(err, context.Canceled) || errors.Is(err, command.ErrTooLong):
 	case len(names) == 1:
 		tell(names[0], err)
 	default:
@@ -108,7 +109,7 @@ func (d *Dataplane) try(ctx context.Context, f service.Family, k *kernel, table 
 			result <- nil
 			return
 		}
-		_, err := run(ctx, k.limit, input, k.restore, k.restoreArgs()...)
+		_, err := command.Run(ctx, k.limit, input, k.restore, k.restoreArgs()...)
 		result <- err
 	}()
 	return <-result
