@@ -175,7 +175,7 @@ func (s *Server) explain(ctx context.Context, q Question) (e Explanation, err er
 		if p.Leaves = leaves; !p.Destination.Addr().IsLoopback() {
 			o := t.Judge(p)
 			if s.Sockets != nil && s.Sockets() {
-				socket = judgeSocket(o, p, isHere(s.NextHop, p))
+				socket = judgeSocket(o, p, isHere(s.NextHop, p), &t.Node)
 			}
 			say = func() Explanation { return explain(o, p, s.NextHop) }
 			return

@@ -21,7 +21,7 @@ const verdictPackets = "packets"
 // judgeSocket tells what a socket's call comes to. It is nil where no socket of the
 // source meets such programs here, or none of them knows the destination: a Pod has to be
 // one of this node, which here says.
-func judgeSocket(o service.Outcome, p service.Packet, here bool) *SocketAnswer {
+func judgeSocket(o service.Outcome, p service.Packet, here bool, node *service.NodeFacts) *SocketAnswer {
 	pod := p.Interface != ""
 	if !o.Matched || o.Frontend == nil || p.Protocol == service.SCTP || pod && (o.Source != service.FromPod || !here) {
 		return nil
@@ -32,6 +32,8 @@ func judgeSocket(o service.Outcome, p service.Packet, here bool) *SocketAnswer {
 		return leave("the source is outside of the Service's source ranges")
 	case pod && route.Action == service.Translate && route.Masquerade:
 		return leave("the endpoint has to see this node as the source")
+	case pod && !node.Pods[o.Port.Family].CIDR.IsValid() && route != o.Frontend.Routes[service.FromOutside]:
+		return leave("Pods are told from others by an interface of the node, and a socket has none yet")
 	case pod && o.Frontend.Filtered:
 		return leave("the Service has source ranges, and a socket has no source yet")
 	case pod && o.Port.AffinityTimeout > 0:

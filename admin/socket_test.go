@@ -10,9 +10,12 @@ import (
 
 // What a socket's call comes to follows from the Service, the source and the protocol.
 func TestSocketCalls(t *testing.T) {
-	r := service.NewResolver(service.Config{NodeName: "n", Facts: service.NodeFacts{
+	facts := service.NodeFacts{
 		Pods: [2]service.PodDetector{{CIDR: netip.MustParsePrefix("10.244.0.0/16")}}, Local: [2][]netip.Addr{{netip.MustParseAddr("192.168.0.1")}},
-		NodePorts: [2]service.NodePortAddresses{{All: true}}}})
+		NodePorts: [2]service.NodePortAddresses{{All: true}}}
+	r := service.NewResolver(service.Config{NodeName: "n", Facts: facts})
+	byInterface := facts
+	byInterface.Pods = [2]service.PodDetector{{Interface: "cni0"}}
 	all := service.Changes{Complete: true}
 	add := func(name, ip string, change func(*service.Service), endpoints ...service.Endpoint) {
 		s := &service.Service{Name: service.Name{Namespace: "default", Name: name}, Type: service.TypeLoadBalancer, ClusterIPs: []netip.Addr{netip.MustParseAddr(ip)},
@@ -67,7 +70,13 @@ func TestSocketCalls(t *testing.T) {
 			return map[bool]string{true: "via 192.168.0.2 on eth0", false: "on veth1"}[c.elsewhere]
 		})
 		e := Explain(tb, p, hop)
-		e.takeSocket(judgeSocket(tb.Judge(p), p, isHere(hop, p)), p)
+		e.takeSocket(judgeSocket(tb.Judge(p), p, isHere(hop, p), &facts), p)
+		if c.verdict == "translate" && c.from != "" {
+			a := judgeSocket(tb.Judge(p), p, true, &byInterface)
+			if a == nil || a.Verdict != verdictPackets || !strings.Contains(a.Reason, "by an interface") {
+				t.Errorf("%s, Pods known by their interface: %v", name, a)
+			}
+		}
 		got := ""
 		if e.Socket != nil {
 			got = e.Socket.Verdict
