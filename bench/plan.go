@@ -39,6 +39,9 @@ type Options struct {
 	ChurnDuration time.Duration `json:"churn_duration"`
 	// FillerEndpoints is how many endpoints each Service has that is not used.
 	FillerEndpoints int `json:"filler_endpoints"`
+	// NetworkPlugin gives the nodes the rules that network plugins write, in bare too:
+	// Pods are masqueraded towards the outside, so that conntrack sees all packets.
+	NetworkPlugin bool `json:"network_plugin,omitempty"`
 }
 
 // Sources of objects.

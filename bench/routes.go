@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -29,6 +30,20 @@ var podRanges = []podRange{
 
 // detourTable is the routing table of what goes back by the detour.
 const detourTable = 77
+
+// addPluginRules writes on both nodes what flannel and others write of Pods' traffic.
+func addPluginRules(ctx context.Context, l *lab.Lab) error {
+	for _, node := range []string{"node-a", "node-b"} {
+		for f, command := range []string{"iptables-nft", "ip6tables-nft"} {
+			pods := lab.ClusterCIDRs[f].String()
+			rule := []string{command, "-w", "5", "-t", "nat", "-A", "POSTROUTING", "-s", pods, "!", "-d", pods, "-j", "MASQUERADE", "--random-fully"}
+			if out, err := l.Command(ctx, node, rule...).CombinedOutput(); err != nil {
+				return fmt.Errorf("rules of a network plugin on %s: %w: %s", node, err, tail(out))
+			}
+		}
+	}
+	return nil
+}
 
 // addRoutes leads pod-b1's ranges to it.
 func addRoutes(l *lab.Lab) error {

@@ -113,6 +113,11 @@ func newSite(ctx context.Context, column string, env Environment, o Options, g G
 	if err := addRoutes(l); err != nil {
 		return nil, err
 	}
+	if o.NetworkPlugin {
+		if err := addPluginRules(ctx, l); err != nil {
+			return nil, err
+		}
+	}
 	if err := l.Clear(); err != nil {
 		return nil, err
 	}

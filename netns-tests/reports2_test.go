@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/nodeproxy/nodeproxy/lab"
 	"github.com/nodeproxy/nodeproxy/lab/echo"
+	"github.com/nodeproxy/nodeproxy/lab/labtest"
 )
 
 // TestFloodedFrames: the switch does not know node-b's port, and floods frames for node-b
@@ -159,36 +161,36 @@ const lookedAt = 3 * time.Minute
 // TestManyInterfaces: a Pod comes to a node that has more interfaces than some fixed
 // number (babeld #83, and containers' bridges).
 func TestManyInterfaces(t *testing.T) {
-	// Each interface costs the kernel two waits under a lock that all labs share: one
-	// column is enough, that in which packets are looked at.
-	eachOf(t, func(c column) bool { return c.Mode == lab.ModeEBPF && !c.Sockets }, func(t *testing.T, c column) {
-		l := c.up(t, false)
-		apply(t, l, find("remote"))
-		startAgents(t, l)
-		var batch strings.Builder
-		for i := range 1060 {
-			fmt.Fprintf(&batch, "link add name many%d type bridge\n", i)
-		}
-		cmd := l.Command(t.Context(), "node-a", "ip", "-batch", "-")
-		cmd.Stdin = strings.NewReader(batch.String())
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-		late := newContainer(t, l, "node-a", "late")
-		ip(t, l, "node-a", "link add cni9 type bridge mcast_snooping 0")
-		ip(t, l, "node-a", "addr add 10.244.1.65/26 dev cni9")
-		ip(t, l, "node-a", "-6 addr add fd00:10:244:1:9::1/80 dev cni9 nodad")
-		ip(t, l, "node-a", "link set cni9 up")
-		late.join(t, "cni9", "10.244.1.77/26", "10.244.1.65", "fd00:10:244:1:9::77/80", "fd00:10:244:1:9::1")
-		eachWay(func(network echo.Network, v6 bool) {
-			own := netip.MustParseAddr([]string{"10.244.1.77", "fd00:10:244:1:9::77"}[map[bool]int{true: 1}[v6]])
-			dial := late.opens(network, find("remote").addr("cluster", 80, v6), own, "pod-b1")
-			eventually(t, lookedAt, func() error { return dial.holds(t.Context()) })
-			for range 4 {
-				if err := dial.holds(t.Context()); err != nil {
-					t.Errorf("%s: %v", dial.about, err)
-				}
+	// Each interface costs the kernel two waits under a lock that all labs share: so this
+	// runs alone, and in one column, that in which packets are looked at.
+	labtest.RequireRoot(t)
+	c := columns[slices.IndexFunc(columns, func(c column) bool { return c.Mode == lab.ModeEBPF && !c.Sockets })]
+	l := c.up(t, false)
+	apply(t, l, find("remote"))
+	startAgents(t, l)
+	var batch strings.Builder
+	for i := range 1060 {
+		fmt.Fprintf(&batch, "link add name many%d type bridge\n", i)
+	}
+	cmd := l.Command(t.Context(), "node-a", "ip", "-batch", "-")
+	cmd.Stdin = strings.NewReader(batch.String())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	late := newContainer(t, l, "node-a", "late")
+	ip(t, l, "node-a", "link add cni9 type bridge mcast_snooping 0")
+	ip(t, l, "node-a", "addr add 10.244.1.65/26 dev cni9")
+	ip(t, l, "node-a", "-6 addr add fd00:10:244:1:9::1/80 dev cni9 nodad")
+	ip(t, l, "node-a", "link set cni9 up")
+	late.join(t, "cni9", "10.244.1.77/26", "10.244.1.65", "fd00:10:244:1:9::77/80", "fd00:10:244:1:9::1")
+	eachWay(func(network echo.Network, v6 bool) {
+		own := netip.MustParseAddr([]string{"10.244.1.77", "fd00:10:244:1:9::77"}[map[bool]int{true: 1}[v6]])
+		dial := late.opens(network, find("remote").addr("cluster", 80, v6), own, "pod-b1")
+		eventually(t, lookedAt, func() error { return dial.holds(t.Context()) })
+		for range 4 {
+			if err := dial.holds(t.Context()); err != nil {
+				t.Errorf("%s: %v", dial.about, err)
 			}
-		})
+		}
 	})
 }

@@ -77,6 +77,7 @@ func (b *benchFlags) register(f *pflag.FlagSet) {
 	f.DurationVar(&b.opts.ChurnDuration, "churn-duration", 0, "how long 100 changes a second are made")
 	f.IntVar(&b.opts.FillerEndpoints, "filler-endpoints", 0, "endpoints of each Service that is not used")
 	f.StringVar(&b.env.KubeProxy, "kube-proxy", "", "a kube-proxy program, to measure it on the same objects")
+	f.BoolVar(&b.opts.NetworkPlugin, "network-plugin", false, "give the nodes a network plugin's masquerade rule, in bare too, as most nodes have one: conntrack is at work then")
 	f.StringVar(&b.env.Before, "before", "", "another nodeproxy program, for the columns ebpf-before and ebpf-packets-before")
 	f.StringVar(&b.env.LabName, "lab", bench.LabName(), "what the names of the labs begin with")
 	_ = f.MarkHidden("lab") // for tests; it was defined just now
@@ -116,6 +117,7 @@ func (b *benchFlags) options(f *pflag.FlagSet) bench.Options {
 	replace(f, "services", &o.ControlServices, b.services)
 	replace(f, "control-services", &o.ControlServices, b.controlServices)
 	value(f, "source", &o.Source, b.opts.Source)
+	value(f, "network-plugin", &o.NetworkPlugin, b.opts.NetworkPlugin)
 	value(f, "rounds", &o.Rounds, b.opts.Rounds)
 	value(f, "control-rounds", &o.ControlRounds, b.opts.ControlRounds)
 	value(f, "slot", &o.Slot, b.opts.Slot)
