@@ -157,7 +157,7 @@ func TestServer(t *testing.T) {
 	}
 	var e Explanation // the kernel leads to an endpoint that there should not be
 	q := Question{From: netip.MustParseAddr("10.244.1.9"), To: netip.MustParseAddrPort("10.96.0.1:80"), Protocol: service.TCP}
-	if err := Get(t.Context(), path, "/v1/explain", q.Values(), &e); err != nil || !strings.Contains(e.Differs, "may lead to 10.244.2.8:8080") || !strings.Contains(strings.Join(e.Steps, " "), "MISMATCH") {
+	if err := Get(t.Context(), path, "/v1/explain", q.Values(), &e); err != nil || !strings.Contains(e.Differs, "may select 10.244.2.8:8080") || !strings.Contains(strings.Join(e.Steps, " "), "MISMATCH") {
 		t.Errorf("explain %+v: %v", e, err)
 	}
 	cancel()

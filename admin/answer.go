@@ -41,13 +41,13 @@ func (e *Explanation) difference(a *view.Answer, p service.Packet) string {
 		c, ok := wanted[b.Address]
 		switch {
 		case !ok:
-			return fmt.Sprintf("the kernel may lead to %s, which is no endpoint that the agent would choose", b.Address)
+			return fmt.Sprintf("the kernel may select %s, which is no endpoint that the agent would choose", b.Address)
 		case c.Masquerade != b.Masquerade && p.Interface != "": // what this node sends has its source anyway
 			return fmt.Sprintf("masquerade towards %s is %v, and the agent says %v", b.Address, b.Masquerade, c.Masquerade)
 		}
 	}
 	if seen := len(a.Backends); a.Complete && seen < len(wanted) && seen != 1 { // 1: a client with affinity
-		return fmt.Sprintf("the kernel leads to %d endpoints, and the agent to %d", seen, len(wanted))
+		return fmt.Sprintf("the kernel selects among %d endpoints, and the agent among %d", seen, len(wanted))
 	}
 	return ""
 }

@@ -7,7 +7,7 @@
 #include "maps.h"
 #include "types.h"
 
-/* An endpoint of a range of ports is a member at port 0, whatever the port is. */
+/* An endpoint of a range of ports is a member at port 0, for all of these ports. */
 static __always_inline __u32 member_flags(__u32 service, const struct addr *a, __u16 port)
 {
 	struct member_key key = {.addr = *a, .service = service, .port = port};
@@ -62,8 +62,8 @@ static __always_inline __u32 rotate(__u32 x, int by)
 }
 
 /*
- * A flow's hash, equal on every node (MurmurHash3, x86 32 bits). Who is given
- * affinity is a client with all of its ports.
+ * A flow's hash, equal on every node (MurmurHash3, x86 32 bits). With affinity, all
+ * ports of a client have one hash.
  */
 static __always_inline __u32 hash_flow(const struct addr *src, const struct addr *dst, __u16 sport,
 				       __u16 dport, __u8 proto)

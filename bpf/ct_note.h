@@ -34,8 +34,8 @@ static __always_inline bool leads_to(struct work *w, __u32 ifindex)
 				   member_flags(w->fe.service, &w->to.dst, w->to.dport));
 }
 
-/* Writes one half over whatever is at its key: conntrack has made sure that it is
- * nobody else's. */
+/* Writes one half, and replaces one at its key: conntrack gives a tuple to one flow
+ * only. */
 static __always_inline void put_half(const struct tuple *key, struct flow *f)
 {
 	struct flow *was = bpf_map_lookup_elem(&flows, key);

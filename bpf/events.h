@@ -58,7 +58,7 @@ static __always_inline struct event *begin_event(const struct tuple *t, const st
 	return e;
 }
 
-/* Tells who watches. to may be NULL. */
+/* Reports an event to watch. to may be NULL. */
 __noinline int emit_event(const struct tuple *t, const struct tuple *to, __u32 service,
 			  enum reason reason)
 {

@@ -19,7 +19,7 @@
 /*
  * Makes the half of the packet's direction again from the other half, and fills
  * in w->to. pairs only says where that one would be: while it is there, the
- * flow lives; if both are gone, it is over, whatever pairs still says.
+ * flow lives. If both are gone, it is over, and an entry in pairs means nothing.
  */
 __noinline bool restore_half(struct work *w)
 {

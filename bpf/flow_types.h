@@ -58,8 +58,8 @@ struct flow {
 	__u8 flags;    /* enum flow_flag */
 	__u8 tcp;      /* enum flow_tcp, of this direction */
 	__u8 pad[6];
-	/* Added to without a lock by who has a packet: two CPUs with packets of one
-	 * direction at the same moment may count one of them. */
+	/* Added to without a lock: two CPUs with packets of one direction at the same
+	 * moment may count one of them. */
 	__u64 bytes;
 	__u64 counted_bytes; /* of these, what service_stats and backend_stats have */
 	__u32 packets;

@@ -11,7 +11,7 @@
 #include "source.h"
 #include "types.h"
 
-/* Whether a route leads to a member, as NodeFacts.Keeps of service/ has it. */
+/* Whether a route allows a member, as NodeFacts.Keeps of service/ has it. */
 static __always_inline bool route_allows_member(__u8 route, __u32 member)
 {
 	if (!(member & MEMBER_SERVING) || (route & ROUTE_ACTION) != ROUTE_TRANSLATE)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* A call to connect or send: where it wants to go, and what is known of who calls. */
+/* A call to connect or send: its destination, and what is known of its caller. */
 #ifndef NODEPROXY_SOCK_CALL_H
 #define NODEPROXY_SOCK_CALL_H
 
@@ -53,7 +53,7 @@ static __always_inline void write_call6(struct bpf_sock_addr *ctx, const struct 
 	ctx->user_port = port;
 }
 
-/* Tells who watches of a call, and which process makes it. be may be NULL. */
+/* Reports a call to watch, with the process that makes it. be may be NULL. */
 __noinline int emit_call_event(const struct call *c, const struct backend *be, __u32 service,
 			       enum reason reason)
 {

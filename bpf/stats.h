@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The part of types.h that only Go reads: what is counted, and what is told to
- * who watches. What types.h says of layouts and byte order holds here too. */
+/* The part of types.h that only Go reads: counters, and the events of watch. What types.h says of
+ * layouts and byte order holds here too. */
 #ifndef NODEPROXY_STATS_H
 #define NODEPROXY_STATS_H
 
@@ -56,8 +56,8 @@ struct event {
 	struct tuple to; /* for REASON_FLOW_NEW, REASON_SOCKET_TRANSLATED: as it went on */
 	__u32 service;   /* host; EVENT_NO_SERVICE if none is known */
 	__u32 reason;    /* host; enum reason */
-	/* Of a socket call: who made it, and what it calls itself, which need not be
-	 * text. Id 0: nobody known, as for every packet. */
+	/* Of a socket call: the id and the name of its process. The process chooses the
+	 * name, which need not be text. Id 0: not known, as for every packet. */
 	__u32 process; /* host; in the PID namespace of the machine */
 	__u8 program[16];
 	__u32 pad;

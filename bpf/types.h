@@ -109,7 +109,7 @@ enum member {
 	MEMBER_HERE = 8,    /* it serves, and runs on this node */
 };
 
-/* The epoch changes whenever the members of a service do, or who is sent to them. */
+/* The epoch changes with the members of a service, and with the routes to them. */
 struct service {
 	__u32 epoch; /* host */
 };

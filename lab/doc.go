@@ -12,6 +12,6 @@
 // the addresses.
 //
 // Labs with different names live side by side. Everything that a lab makes
-// has a name that follows from its own, so [Down] finds it all, no matter who made
-// it and however that ended.
+// has a name that follows from its own, so [Down] finds it all, also after the
+// process that made it was killed.
 package lab

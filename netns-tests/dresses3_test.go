@@ -76,8 +76,8 @@ func moveUplink(t *testing.T, l *lab.Lab, node, to string) {
 	podRoutes(t, l, node)
 }
 
-// podRoutes leads to a node's own Pods, after the address has moved that these routes
-// named as their source.
+// podRoutes adds the routes to a node's own Pods again: they are lost with the address
+// that they name as their source.
 func podRoutes(t *testing.T, l *lab.Lab, node string) {
 	t.Helper()
 	for _, pod := range lab.PlacesOf(lab.Pod) {
@@ -165,8 +165,9 @@ func addSecondUplink(t *testing.T, l *lab.Lab, rpFilter string) {
 }
 
 // TestSecondUplinkStrict: with rp_filter 1, a node port at the address of the second
-// uplink. The kernel looks for the way back from the Pod, which no rule leads to that
-// uplink, once the destination is translated. In iptables mode it is as beside kube-proxy.
+// uplink. The kernel checks the reverse path after the destination is translated. The
+// rule for the second address does not match the Pod's, so the check fails. kube-proxy has
+// the same fault.
 func TestSecondUplinkStrict(t *testing.T) {
 	eachEBPF(t, func(t *testing.T, c column) {
 		l := c.up(t, false)

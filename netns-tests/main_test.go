@@ -124,7 +124,7 @@ func prepareNodes(t testing.TB, l *lab.Lab) {
 			} {
 				err := os.WriteFile("/proc/sys/net/"+key, []byte(value), 0)
 				if errors.Is(err, fs.ErrNotExist) && strings.HasSuffix(key, "_timestamp") {
-					continue // not every kernel has it: who asks for an entry's time finds none
+					continue // not every kernel keeps the time of an entry
 				}
 				if err != nil {
 					return err

@@ -48,7 +48,7 @@ func (f *file) stillAt() time.Time {
 	return since.Add(standStill)
 }
 
-// cutShort reports whether a file was made smaller where it stands, as by who
+// cutShort reports whether a file was truncated in place, as a program does that
 // writes it anew from its beginning.
 func (f *file) cutShort() bool {
 	return f.good != nil && f.stamp.dev == f.taken.dev && f.stamp.inode == f.taken.inode && f.stamp.size < f.taken.size

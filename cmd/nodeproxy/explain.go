@@ -24,8 +24,8 @@ func newExplainCommand() *cobra.Command {
 		Short: "Explain what this node would do with a packet, and why",
 		Long: `Explain what this node would do with the first packet of a flow, and why: from what the
 running agent makes of the Services, step by step, in the same words in every mode; and from
-what the kernel has. In iptables mode the packet is led through the rules that the kernel
-holds, in ebpf mode a copy of the programs is run on the maps that it holds. Where the
+what the kernel has. In iptables mode the rules that the kernel holds are evaluated for the
+packet, in ebpf mode a copy of the programs is run on the maps that it holds. Where the
 kernel's answer differs from the agent's, that is said, and the exit code is 1. Where
 programs at sockets translate too (ebpf mode), what a connect comes to is told, which is
 before there is a packet. Nothing is sent or changed.

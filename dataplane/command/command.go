@@ -22,7 +22,7 @@ var ErrTooLong = errors.New("it did not end in time and was killed")
 const pipePatience = time.Second
 
 // Run runs a command to its end and returns what it printed. An error names the
-// command, and the first lines that it complained with. The command and whatever it
+// command, and the first lines that it complained with. The command and all that it
 // started are killed when ctx ends, or after limit. It may be used concurrently.
 func Run(ctx context.Context, limit time.Duration, input []byte, path string, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, ErrTooLong)

@@ -32,8 +32,8 @@ type Dataplane struct {
 
 	wayNow atomic.Pointer[Way] // way, for who does not hold mu
 
-	// inUse is held for reading by who uses the holding without mu, and with mu for
-	// writing by who changes it. It comes before mu.
+	// inUse guards the holding: a method that uses it without mu locks inUse for
+	// reading, and resize locks inUse for writing, and then mu.
 	inUse sync.RWMutex
 	holding
 

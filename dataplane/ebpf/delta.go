@@ -320,7 +320,7 @@ func (p *planner) order(s *scope) []write {
 	return w
 }
 
-// touchedIDs returns the ids whose members, or who is sent to them, differ from
+// touchedIDs returns the ids whose members, or the routes to them, differ from
 // the kernel's: their flows have to be looked at again.
 func (p *planner) touchedIDs(s *scope) map[uint32]struct{} {
 	ids := map[uint32]struct{}{}

@@ -87,8 +87,8 @@ func (d *Dataplane) Way() Way {
 }
 
 // lookAround looks for what others have in netfilter, and has Service flows accepted there.
-// Its commands may take long: it runs without d.mu, so that nobody waits who asks how the
-// agent is. nil where nothing of netfilter matters.
+// Its commands may take long. It runs without d.mu, so that status does not wait for them.
+// nil where nothing of netfilter matters.
 func (d *Dataplane) lookAround(ctx context.Context) (*others, error) {
 	if !d.features.conntrack {
 		return nil, nil

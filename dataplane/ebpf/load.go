@@ -71,7 +71,7 @@ func (o *objects) Close() error {
 }
 
 // loadObjects loads programs and maps, and takes over the maps that are pinned.
-// A pinned map has the size that it has, whatever the options say.
+// A pinned map keeps its size: the options say the size of new ones.
 //
 // Nearly all of an agent's start goes into the kernel's verifier, which takes
 // one program on each CPU: the two kinds are loaded side by side.

@@ -277,8 +277,8 @@ func (m *movedMap) fillFlows() error {
 	return nil
 }
 
-// each calls f with the entries of the old map that are not zero. A walk that others'
-// deletions end early goes on with what it has: it is done again, or nobody deletes.
+// each calls f with the entries of the old map that are not zero. Programs that delete
+// from the map can end the walk early. Only caches have such programs.
 func (m *movedMap) each(f func(key, value []byte) error) error {
 	var key, value []byte
 	entries := m.from.Iterate()

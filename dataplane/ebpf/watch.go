@@ -121,7 +121,7 @@ func (w *watcher) event(e *bpfEvent) view.Event {
 	return out
 }
 
-// process is who made a socket call; nil for packets, and where nobody is known.
+// process returns the process that made a socket call; nil for packets, and if it is not known.
 func process(e *bpfEvent) *view.Process {
 	if e.Process == 0 {
 		return nil

@@ -60,8 +60,8 @@ func newXDPNet(b *testing.B) *xdpNet {
 }
 
 // frames is a program that sends datagrams of 64 bytes with the frame's checksum,
-// from one of some ports, by the interface that it is run for. What it sends is
-// changed in place by who forwards it, so it writes all of it every time.
+// from one of some ports, by the interface that it is run for. The node changes
+// the frame in place, so the program writes all of it every time.
 func (n *xdpNet) frames(b *testing.B) *ebpf.Program {
 	head := make([]byte, 44)
 	copy(head, n.mac[:])

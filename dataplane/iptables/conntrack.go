@@ -42,8 +42,8 @@ type changedFrontend struct {
 func (f *changedFrontend) at() at { return at{f.protocol, netip.AddrPortFrom(f.Addr, f.Port)} }
 
 // expectStale collects the UDP frontends of Services, before and after a change,
-// and those of TCP that translate for the first time. What a UDP frontend that
-// is gone sent to is stale, whatever it was.
+// and those of TCP that translate for the first time. All flows of a UDP
+// frontend that is gone are stale.
 func expectStale(family service.Family, facts *service.NodeFacts, before, after []*service.Resolved) *staleFlows {
 	u := &staleFlows{facts: facts, addresses: map[at]changedFrontend{}, ports: map[at]changedFrontend{}}
 	open := map[at]bool{}

@@ -115,7 +115,7 @@ func (d *Dataplane) Backend() Backend { return d.backend }
 // belongs to the goroutine that calls Sync.
 func (d *Dataplane) Unsupported() int { return len(d.warned) }
 
-// Close implements dataplane.Dataplane. What is only there for who watches goes.
+// Close implements dataplane.Dataplane. It removes the rules that log packets for watch.
 func (d *Dataplane) Close() error {
 	if !d.settings.watched {
 		return nil

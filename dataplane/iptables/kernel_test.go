@@ -251,8 +251,8 @@ func TestParseSaveIgnoresWhatIsNotOurs(t *testing.T) {
 	}
 }
 
-// The kernel's generation must tell when rules change, no matter who changes them,
-// and stand still otherwise: on that rests that nothing is read back in vain.
+// The kernel's generation changes with every change of rules, by any program, and with
+// nothing else: the agent reads rules back only when it has changed.
 func TestGenerationChangesWithRules(t *testing.T) {
 	nettest.Enter(t)
 	k, err := newKernel(t.Context(), BackendNFT, service.IPv4)

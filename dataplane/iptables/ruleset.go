@@ -19,7 +19,7 @@ type settings struct {
 	// on the rule that leads there.
 	chainComments bool
 	ping          bool // answer pings of addresses that only Services have
-	watched       bool // rules that refuse packets log them, for who watches
+	watched       bool // rules that refuse packets log them, for watch
 }
 
 // ruleset is the wanted rules of one family and how they follow from a Table,

@@ -54,7 +54,7 @@ type entry struct {
 	match   string  // what is compared besides the key
 	comment string  // names the Service
 	target  string  // what follows the match: "-j CHAIN", perhaps with options
-	log     refusal // tell who watches of packets that are refused here; 0 for nobody
+	log     refusal // report packets that are refused here to watch; 0: do not
 }
 
 func newTree(flag string, levels int, name func(key) string) *tree {

@@ -1,6 +1,5 @@
 // Package view is what a mode shows of its state in the kernel: rows that are
-// alike in every mode, no matter who reads them, the agent or a command beside the
-// remains of one.
+// alike in every mode. The agent reads them, or a command that finds no agent.
 package view
 
 import (
@@ -171,7 +170,7 @@ type Event struct {
 	SeenAs *netip.AddrPort `json:"seenAs,omitempty"`
 	// Packets is how many there were, if these are more than one.
 	Packets uint64 `json:"packets,omitempty"`
-	// Process is who made the call that is told of; nil where that is not known.
+	// Process made the call that the event reports; nil if it is not known.
 	Process *Process `json:"process,omitempty"`
 }
 
