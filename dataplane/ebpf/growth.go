@@ -58,9 +58,8 @@ func doubled(size uint32, want int) uint32 {
 	return size
 }
 
-// wanted returns the sizes with which each Service would fit that was left out because
-// all of them together fill a map. One that wants more than its part of a map alone
-// makes none larger.
+// wanted returns the sizes with which all Services fit together. A Service that wants more
+// than its own part of a map is not counted: it makes no map larger.
 func (p *planner) wanted(s Sizes) Sizes {
 	all := p.spent
 	ports := len(p.ids)
@@ -78,10 +77,10 @@ func (p *planner) wanted(s Sizes) Sizes {
 	return s
 }
 
-// affordable returns the sizes of want as far as the memory of all maps stays within
-// o.MapMemory, and a sentence about those that it does not allow.
-func (o Options) affordable(want Sizes) (Sizes, string, error) {
-	var refused []string
+// affordable returns the sizes of want, but for maps that would take all maps beyond
+// o.MapMemory. refused is a sentence that names these; empty if there are none.
+func (o Options) affordable(want Sizes) (sizes Sizes, refused string, err error) {
+	var large []string
 	theirs := want.fields()
 	for _, name := range []string{bpfMapServices, bpfMapFrontends, bpfMapBackends, bpfMapSourceRanges, bpfMapFlows} {
 		at := o.Sizes.fields()[name] // of this copy of the options
@@ -95,13 +94,13 @@ func (o Options) affordable(want Sizes) (Sizes, string, error) {
 		}
 		if sum := TotalMemory(maps); sum > o.MapMemory {
 			*at = was
-			refused = append(refused, fmt.Sprintf("%s (with %d entries all maps take %d MiB)", name, *theirs[name], sum>>20))
+			large = append(large, fmt.Sprintf("%s (with %d entries all maps take %d MiB)", name, *theirs[name], sum>>20))
 		}
 	}
-	if len(refused) == 0 {
+	if len(large) == 0 {
 		return o.Sizes, "", nil
 	}
-	return o.Sizes, fmt.Sprintf("maps may take %d MiB, which is too little to grow %s", o.MapMemory>>20, strings.Join(refused, ", ")), nil
+	return o.Sizes, fmt.Sprintf("maps may take %d MiB, which is too little to grow %s", o.MapMemory>>20, strings.Join(large, ", ")), nil
 }
 
 // TotalMemory is what all maps take at most, in bytes.

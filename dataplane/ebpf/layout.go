@@ -75,28 +75,10 @@ func (p pins) copyFlows(objs *objects) error {
 			if err != nil {
 				return fmt.Errorf("pinned map %s of another layout: %w", name, err)
 			}
-			err = errors.Join(copyMap(ours[name], old), old.Close())
+			err = errors.Join(copyMap(ours[name], old, visitOf(name)), old.Close())
 			if err != nil {
 				return fmt.Errorf("take over map %s: %w", name, err)
 			}
-		}
-	}
-	return nil
-}
-
-// copyMap adds to a map what it does not have of another one. Fields are only
-// ever added at the end of a value: what is shorter gets zeros.
-func copyMap(to, from *ebpf.Map) error {
-	if to.KeySize() != from.KeySize() || to.ValueSize() < from.ValueSize() {
-		return nil
-	}
-	var key, value []byte
-	more := make([]byte, to.ValueSize()-from.ValueSize())
-	for entries := from.Iterate(); entries.Next(&key, &value); {
-		value = append(value, more...)
-		err := to.Update(key, value, ebpf.UpdateNoExist)
-		if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
-			return err
 		}
 	}
 	return nil

@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -14,12 +15,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The kernel cannot resize a map. So maps of another size are made beside those that
-// serve, filled with what these hold, and given to new programs, which take the places
-// of the old ones. All maps that keep their size are shared by both.
+// The kernel cannot resize a map. So resize makes maps of another size beside those that
+// serve, fills them with what these hold, and loads new programs with them, which replace
+// the old ones. Old and new programs share all maps that keep their size.
 //
-//  1. Nothing of the agent writes to maps from here on.
-//  2. The new maps are pinned in "maps_next", those that stay there as well, and filled.
+//  1. The agent stops writing to maps.
+//  2. All maps are pinned in "maps_next". The new ones are filled.
 //  3. "maps_next" and "maps" change their names in one step: from now on an agent that
 //     starts, and a command that reads, finds the new ones, which are complete.
 //  4. The links get the new programs, each in one step.
@@ -204,34 +205,21 @@ func (m *bpfMaps) named() map[string]*ebpf.Map {
 
 // fill copies a map before the new one is in use.
 func (m *movedMap) fill() error {
-	if m.name == bpfMapFlows {
-		return m.fillFlows()
+	if m.name != bpfMapServiceCounts && m.name != bpfMapBackendCounts {
+		return copyMap(m.to, m.from, visitOf(m.name))
 	}
-	if m.name == bpfMapServiceCounts || m.name == bpfMapBackendCounts {
-		m.copied = map[string][]byte{}
-	}
-	how := ebpf.UpdateNoExist
-	if m.to.Type() == ebpf.Array { // all its entries exist
-		how = ebpf.UpdateAny
-	}
-	return m.each(func(key, value []byte) error {
-		if m.copied != nil {
-			m.copied[string(key)] = value
-		}
-		return m.put(key, value, how)
-	})
+	m.copied = map[string][]byte{}
+	return copyMap(m.to, m.from, func(key, value []byte) { m.copied[string(key)] = bytes.Clone(value) })
 }
 
 // fillLate copies what programs wrote to the old map after fill: new entries, and what
 // counters gained. Go's own maps have nothing of the kind.
 func (m *movedMap) fillLate() error {
 	switch m.name {
-	case bpfMapFlows:
-		return m.fillFlows()
-	case bpfMapPairs, bpfMapAffinities, bpfMapFragments:
-		return m.fill()
+	case bpfMapFlows, bpfMapPairs, bpfMapAffinities, bpfMapFragments:
+		return copyMap(m.to, m.from, visitOf(m.name))
 	case bpfMapServiceCounts, bpfMapBackendCounts:
-		return m.each(m.addGain)
+		return eachEntry(m.from, m.addGain)
 	}
 	return nil
 }
@@ -239,6 +227,9 @@ func (m *movedMap) fillLate() error {
 // addGain adds to a counter what the old one has more than was copied.
 func (m *movedMap) addGain(key, value []byte) error {
 	was := m.copied[string(key)]
+	if bytes.Equal(was, value) {
+		return nil
+	}
 	if was == nil {
 		was = make([]byte, len(value))
 	}
@@ -246,69 +237,13 @@ func (m *movedMap) addGain(key, value []byte) error {
 	if err := m.to.Lookup(key, &sum); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("map %s: %w", m.name, err)
 	}
-	gained := false
 	for i := 0; i < len(value); i += 8 { // these are made of 64-bit counters alone
 		gain := binary.NativeEndian.Uint64(value[i:]) - binary.NativeEndian.Uint64(was[i:])
 		binary.NativeEndian.PutUint64(sum[i:], binary.NativeEndian.Uint64(sum[i:])+gain)
-		gained = gained || gain > 0
 	}
-	if !gained {
-		return nil
+	if err := m.to.Put(key, sum); err != nil {
+		return fmt.Errorf("map %s: %w", m.name, err)
 	}
-	return m.put(key, sum, ebpf.UpdateAny)
-}
-
-// fillFlows copies flows that the new map does not have. Those that conntrack owns
-// have to be found fit for the fast way again: a step back that an old program makes
-// meanwhile must not be lost (docs/design/flows.md).
-func (m *movedMap) fillFlows() error {
-	flows := map[bpfTuple]bpfFlow{}
-	if err := readBatch(m.from, flows); err != nil {
-		return err
-	}
-	for key, flow := range flows {
-		if flow.Flags&uint8(bpfFlowFlagFLOW_STACK) != 0 {
-			flow.Fast, flow.Ready, flow.Asked = 0, 0, 0
-		}
-		if err := m.put(key, flow, ebpf.UpdateNoExist); err != nil {
-			return err
-		}
-	}
+	m.copied[string(key)] = bytes.Clone(value)
 	return nil
-}
-
-// each calls f with the entries of the old map that are not zero. Programs that delete
-// from the map can end the walk early. Only caches have such programs.
-func (m *movedMap) each(f func(key, value []byte) error) error {
-	var key, value []byte
-	entries := m.from.Iterate()
-	for entries.Next(&key, &value) {
-		if isZero(value) && m.from.Type() == ebpf.Array {
-			continue
-		}
-		if err := f(append([]byte(nil), key...), append([]byte(nil), value...)); err != nil {
-			return err
-		}
-	}
-	if err := entries.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
-		return fmt.Errorf("map %s: read: %w", m.name, err)
-	}
-	return nil
-}
-
-// put writes an entry. One that is there already is newer than a copy.
-func (m *movedMap) put(key, value any, how ebpf.MapUpdateFlags) error {
-	if err := m.to.Update(key, value, how); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
-		return fmt.Errorf("map %s: copy: %w", m.name, err)
-	}
-	return nil
-}
-
-func isZero(b []byte) bool {
-	for _, v := range b {
-		if v != 0 {
-			return false
-		}
-	}
-	return true
 }

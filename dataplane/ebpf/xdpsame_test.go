@@ -3,8 +3,8 @@ package ebpf
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
-	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -13,28 +13,14 @@ import (
 )
 
 // runXDP gives a packet to the program at XDP as if it came by an interface, for this
-// host or for another one at the same wire.
-func (b *bench) runXDP(t testing.TB, dev string, packet []byte, other bool) (int, []byte) {
+// host or, with a mac, for another one at the same wire.
+func (b *bench) runXDP(t testing.TB, dev string, packet []byte, mac byte) (int, []byte) {
 	t.Helper()
 	ctx := make([]byte, 24) // struct xdp_md
 	binary.NativeEndian.PutUint32(ctx[4:], uint32(len(packet)))
 	binary.NativeEndian.PutUint32(ctx[12:], uint32(b.ifindex[dev]))
-	packet = slices.Clone(packet)
-	o := &ebpf.RunOptions{Data: packet, DataOut: make([]byte, 4096), Context: ctx}
-	var ret uint32
-	in(t, b.n.node, func() (err error) {
-		host, err := hardwareAddr(uint32(b.ifindex[dev]))
-		if err != nil {
-			return err
-		}
-		copy(packet, host)
-		if other {
-			packet[5] ^= 0x55
-		}
-		ret, err = b.d.objs.xdp.Uplink.Run(o)
-		return err
-	})
-	return int(ret), o.DataOut
+	verdict, _, out := b.runWith(t, b.d.objs.xdp.Uplink, dev, packet, ctx, mac)
+	return verdict, out
 }
 
 // readyCounted is READY_COUNTED of bpf/flow_types.h.
@@ -117,10 +103,10 @@ func TestXDPGivesWhatTCGives(t *testing.T) {
 						if stack {
 							b.makeFast(t, map[bool]string{false: p.clientDev, true: p.backendDev}, frame)
 						}
-						if verdict, _ := b.runXDP(t, dev, frame.bytes(), true); verdict != passed {
+						if verdict, _ := b.runXDP(t, dev, frame.bytes(), 0x55); verdict != passed {
 							t.Errorf("%s: %s for another host at XDP: verdict %d", name, what, verdict)
 						}
-						verdict, atXDP := b.runXDP(t, dev, frame.bytes(), false)
+						verdict, atXDP := b.runXDP(t, dev, frame.bytes(), 0)
 						if verdict == passed {
 							continue
 						}
@@ -145,5 +131,50 @@ func TestXDPGivesWhatTCGives(t *testing.T) {
 				t.Errorf("%s, conntrack's %t: so few prove nothing", name, stack)
 			}
 		})
+	}
+}
+
+// A copy of a half that conntrack owns asks conntrack before it is fast again, and a copy of
+// our own goes on as it is.
+func TestCopiedHalvesStepBack(t *testing.T) {
+	b := newBench(t, Options{})
+	p := makePair(0, service.TCP, "outside", "NodePort", "local", service.PolicyCluster)
+	syncAll(t, b.d, b.n.table(p.services...))
+	b.run(t, b.d.objs.Ingress, p.clientDev, p.request.bytes())
+	b.run(t, b.d.objs.Ingress, p.backendDev, p.reply.bytes())
+	own := b.flows(t)
+	b.makeFast(t, map[bool]string{false: p.clientDev, true: p.backendDev}, p.request)
+	spec, err := loadBpf()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tracked := range []bool{true, false} {
+		larger, err := ebpf.NewMap(spec.Maps[bpfMapFlows])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer larger.Close()
+		if !tracked {
+			for key, f := range own {
+				if err := b.d.objs.Flows.Put(key, f); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		want, got := b.flows(t), map[bpfTuple]bpfFlow{}
+		if err := errors.Join(copyMap(larger, b.d.objs.Flows, visitOf(bpfMapFlows)), readMap(larger, got)); err != nil {
+			t.Fatal(err)
+		}
+		for key, f := range want {
+			if tracked {
+				f.Fast, f.Ready = 0, 0
+			}
+			if got[key] != f {
+				t.Errorf("conntrack's %t: copied %+v, want %+v", tracked, got[key], f)
+			}
+		}
+		if len(got) != 2 {
+			t.Errorf("%d halves are copied, want 2", len(got))
+		}
 	}
 }
